@@ -1,0 +1,402 @@
+//! What the processor says (`out.>`): CloudEvents 1.0 as JSON. A consumer in any language needs nothing of ours.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::id::{CellId, DeviceKey, GpuUuid, HostId, Position, Slot, TenantId};
+use crate::reason::Reason;
+use crate::subject::OutSubject;
+use crate::time::LogTime;
+
+/// The CloudEvents envelope.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CloudEvent {
+    /// `1.0`.
+    pub specversion: String,
+    /// Unique and never changing: `<cell>/<log epoch>/<sequence>/<ordinal>`.
+    pub id: String,
+    /// `/plimsoll/<cell>`.
+    pub source: String,
+    /// Kind of event, such as `plimsoll.place.decided.v1`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What it is about: a request, a lease, a GPU.
+    pub subject: String,
+    /// When the log took the record that caused it, RFC 3339.
+    pub time: String,
+    /// `application/json`.
+    pub datacontenttype: String,
+    /// Dense number of the output in its cell, from 1: its place in OUT.
+    pub outseq: u64,
+    /// The content.
+    pub data: Payload,
+}
+
+/// The content of an event, by its kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Payload {
+    /// `plimsoll.place.decided.v1`
+    Decided(Decided),
+    /// `plimsoll.work.distributed.v1`
+    Distributed(Distributed),
+    /// `plimsoll.lease.changed.v1`
+    Lease(LeaseChanged),
+    /// `plimsoll.device.changed.v1`
+    Device(DeviceChanged),
+    /// `plimsoll.host.changed.v1`
+    Host(HostChanged),
+    /// `plimsoll.rejected.v1`
+    Rejected(RejectedOut),
+    /// `plimsoll.gap.v1`
+    Gap(Gap),
+}
+
+impl Payload {
+    /// The CloudEvents type.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Decided(_) => "plimsoll.place.decided.v1",
+            Self::Distributed(_) => "plimsoll.work.distributed.v1",
+            Self::Lease(_) => "plimsoll.lease.changed.v1",
+            Self::Device(_) => "plimsoll.device.changed.v1",
+            Self::Host(_) => "plimsoll.host.changed.v1",
+            Self::Rejected(_) => "plimsoll.rejected.v1",
+            Self::Gap(_) => "plimsoll.gap.v1",
+        }
+    }
+
+    fn about(&self) -> String {
+        match self {
+            Self::Decided(d) => format!("request/{}", d.request_id),
+            Self::Distributed(d) => format!("request/{}", d.request_id),
+            Self::Lease(l) => format!("lease/{}", l.lease_id),
+            Self::Device(d) => format!("device/{}", d.device_uuid),
+            Self::Host(h) => format!("host/{}", h.host),
+            Self::Rejected(r) => format!("rejected/{}", r.source),
+            Self::Gap(g) => format!("gap/{}", g.host.as_ref().map_or("log", HostId::as_str)),
+        }
+    }
+}
+
+/// One output of the fold, ready to be published: its place in OUT, where it goes and its exact bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Output {
+    /// Dense number in the cell, from 1 = sequence in OUT.
+    pub out_seq: u64,
+    /// Position of the record that caused it.
+    pub position: Position,
+    /// Full subject.
+    pub subject: String,
+    /// Event id, also the message id.
+    pub id: String,
+    /// The CloudEvent as JSON, byte for byte.
+    pub bytes: Vec<u8>,
+}
+
+impl Output {
+    /// Builds the event of one payload. `ordinal` counts the outputs of one record from 0.
+    pub fn new(cell: &CellId, out_seq: u64, position: Position, ordinal: u32, logged_at: LogTime, to: &OutSubject, data: Payload) -> Self {
+        let id = format!("{cell}/{}/{}/{ordinal}", position.epoch.0, position.sequence);
+        let event = CloudEvent {
+            specversion: "1.0".to_owned(),
+            id: id.clone(),
+            source: format!("/{}/{cell}", crate::subject::ROOT),
+            kind: data.kind().to_owned(),
+            subject: data.about(),
+            time: logged_at.rfc3339(),
+            datacontenttype: "application/json".to_owned(),
+            outseq: out_seq,
+            data,
+        };
+        let bytes = serde_json::to_vec(&event).expect("plain structs with string keys always serialise");
+        Self { out_seq, position, subject: to.to_subject(cell), id, bytes }
+    }
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// GPUs were leased.
+    Placed,
+    /// It waits for room.
+    Deferred,
+    /// It cannot be placed.
+    Rejected,
+    /// A lease was taken back for another.
+    Preempted,
+    /// It was withdrawn.
+    Cancelled,
+}
+
+impl Outcome {
+    /// The snake_case name in SQL.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Placed => "placed",
+            Self::Deferred => "deferred",
+            Self::Rejected => "rejected",
+            Self::Preempted => "preempted",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// A placement decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Decided {
+    /// `<cell>-<log epoch>-<sequence>-<ordinal>`
+    pub decision_id: String,
+    /// Dense number of the decision in its cell, from 1.
+    pub decision_seq: u64,
+    /// The request.
+    pub request_id: String,
+    /// Who asked.
+    pub tenant: TenantId,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The dominant reason, unless placed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// The dominant reason as a sentence with numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// The position it was decided on.
+    pub position: Position,
+    /// Policy and version, such as `headroom@1`.
+    pub policy: String,
+    /// Hosts looked at.
+    pub hosts_considered: u32,
+    /// Hosts that could have taken it.
+    pub hosts_feasible: u32,
+    /// GPUs refused, by reason.
+    pub refused: BTreeMap<Reason, u32>,
+    /// The GPUs, if placed.
+    pub assignments: Vec<Assignment>,
+    /// The lease, if placed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseGrant>,
+    /// The best hosts that were not taken, at most three.
+    pub runners_up: Vec<RunnerUp>,
+}
+
+/// One GPU of a placement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Assignment {
+    /// The GPU.
+    pub device_uuid: GpuUuid,
+    /// Its key in SQL.
+    pub device_key: DeviceKey,
+    /// Its host.
+    pub host: HostId,
+    /// Its stable number there.
+    pub slot: Slot,
+    /// The driver's index as last announced.
+    pub gpu_index: u16,
+    /// Thousandths reserved.
+    pub milli: u32,
+    /// Memory reserved, bytes.
+    pub vram_bytes: u64,
+    /// Its score in millionths.
+    pub score_micro: u32,
+}
+
+/// What the holder gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LeaseGrant {
+    /// The lease.
+    pub lease_id: String,
+    /// Monotonic: whoever runs the job refuses a lower one.
+    pub fence: u64,
+    /// How long it lives without a renewal, ms of the cell's live clock.
+    pub ttl_ms: u64,
+    /// When that would be if the log goes on without a break, RFC 3339.
+    pub expires_at: String,
+}
+
+/// A host that could have taken the request and was not chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RunnerUp {
+    /// The host.
+    pub host: HostId,
+    /// The mean score of the GPUs it would have given, millionths.
+    pub score_micro: u32,
+}
+
+/// How work items were split.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Distributed {
+    /// `<cell>-<log epoch>-<sequence>-<ordinal>`
+    pub decision_id: String,
+    /// Dense number of the decision in its cell, shared with placements.
+    pub decision_seq: u64,
+    /// The request.
+    pub request_id: String,
+    /// Who asked.
+    pub tenant: TenantId,
+    /// `placed` or `rejected`.
+    pub outcome: Outcome,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// Why not, as a sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// The position it was decided on.
+    pub position: Position,
+    /// Items per GPU, by UUID.
+    pub counts: BTreeMap<GpuUuid, u64>,
+    /// Items that no GPU may take under the cap.
+    pub unassigned: u64,
+}
+
+/// Where a lease stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaseState {
+    /// Held and alive.
+    Active,
+    /// Its host is lost; nothing becomes free by silence.
+    Suspended,
+    /// Ended, its GPUs not yet shown to be free.
+    Draining,
+    /// Over, its GPUs free.
+    Ended,
+}
+
+impl LeaseState {
+    /// The snake_case name in SQL.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Suspended => "suspended",
+            Self::Draining => "draining",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+/// A lease moved from one state to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LeaseChanged {
+    /// The lease.
+    pub lease_id: String,
+    /// The request that got it.
+    pub request_id: String,
+    /// Who holds it.
+    pub tenant: TenantId,
+    /// Where it stands now.
+    pub state: LeaseState,
+    /// What moved it: `granted`, `released`, `expired`, `host_lost`, `host_returned`, `observed_free`, `operator`, or a refusal's code.
+    pub cause: String,
+    /// Its fence.
+    pub fence: u64,
+    /// Its GPUs.
+    pub device_uuids: Vec<GpuUuid>,
+}
+
+/// Where a GPU stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceState {
+    /// Well and heard from.
+    Ok,
+    /// Works, with a fault.
+    Degraded,
+    /// Broken.
+    Failed,
+    /// Not heard from for three intervals and 5 s.
+    Stale,
+    /// Not heard from for 90 s or six intervals.
+    Lost,
+    /// Taken out of service for new placements.
+    Cordoned,
+    /// Its lease has ended, it is not yet shown to be free.
+    Draining,
+    /// Emptied for maintenance.
+    Drained,
+}
+
+impl DeviceState {
+    /// The snake_case name in SQL.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Degraded => "degraded",
+            Self::Failed => "failed",
+            Self::Stale => "stale",
+            Self::Lost => "lost",
+            Self::Cordoned => "cordoned",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+        }
+    }
+}
+
+/// A GPU was registered, moved to another state or changed its facts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DeviceChanged {
+    /// The GPU.
+    pub device_uuid: GpuUuid,
+    /// Its key in SQL.
+    pub device_key: DeviceKey,
+    /// Its host.
+    pub host: HostId,
+    /// Its stable number there.
+    pub slot: Slot,
+    /// Where it stands now.
+    pub state: DeviceState,
+    /// What moved it: `registered`, `retired`, `xid`, `stale`, `lost`, `returned`, `cordon`, ...
+    pub cause: String,
+    /// Details such as the XID's number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// A host was heard of for the first time, went silent or came back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostChanged {
+    /// The host.
+    pub host: HostId,
+    /// `ok`, `stale` or `lost`.
+    pub state: DeviceState,
+    /// What moved it.
+    pub cause: String,
+    /// How many GPUs it has.
+    pub gpu_count: u32,
+}
+
+/// Something was refused. Rate-limited: one per source and reason and ten seconds, with the count since the last one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RejectedOut {
+    /// The log subject's tail, such as `sample.gpu-1`.
+    pub source: String,
+    /// Why.
+    pub reason: Reason,
+    /// How many since the last such event, this one included.
+    pub count: u64,
+    /// The last one's raw value or error.
+    pub raw: String,
+}
+
+/// Something is missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Gap {
+    /// The host whose frames are missing; absent = the log itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostId>,
+    /// The agent's life, for a host's gap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// First sequence missing.
+    pub from_sequence: u64,
+    /// Last sequence missing.
+    pub to_sequence: u64,
+    /// `opened`, `repaired` or `loss`.
+    pub state: String,
+    /// Why, as far as it is known.
+    pub cause: String,
+}

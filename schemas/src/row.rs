@@ -1,0 +1,497 @@
+//! The rows that SQL shows, as the fold makes them. Column names, units and meaning are those of the SQL tables.
+//!
+//! Windows and events are appended once. Hosts, devices, leases and lease devices are versions: of one key the row with the
+//! greatest (position, ordinal) holds.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{DeviceKey, GpuUuid, HostId, Position, Slot, TenantId};
+use crate::out::{DeviceState, LeaseState, Outcome};
+use crate::reason::Reason;
+use crate::sketch::Sketch;
+use crate::time::{EventTime, LogTime};
+
+/// Every table whose rows the fold makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Table {
+    /// One row per GPU and 10 s.
+    GpuWindows10s = 1,
+    /// One row per GPU and minute.
+    GpuWindows1m = 2,
+    /// One row per GPU and hour.
+    GpuWindows1h = 3,
+    /// GPUs: versions by key (device_key, valid_from).
+    Devices = 4,
+    /// Hosts: versions by key (host, valid_from).
+    Hosts = 5,
+    /// What was asked.
+    PlacementRequests = 6,
+    /// What was decided.
+    PlacementDecisions = 7,
+    /// Leases: versions by key lease_id.
+    Leases = 8,
+    /// GPUs of leases: versions by key (lease_id, device_key).
+    LeaseDevices = 9,
+    /// What was refused.
+    Rejected = 10,
+    /// What happened to GPUs and hosts.
+    DeviceEvents = 11,
+}
+
+impl Table {
+    /// Every table.
+    pub const ALL: &[Table] = &[
+        Table::GpuWindows10s,
+        Table::GpuWindows1m,
+        Table::GpuWindows1h,
+        Table::Devices,
+        Table::Hosts,
+        Table::PlacementRequests,
+        Table::PlacementDecisions,
+        Table::Leases,
+        Table::LeaseDevices,
+        Table::Rejected,
+        Table::DeviceEvents,
+    ];
+
+    /// The name in SQL and in the archive.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Table::GpuWindows10s => "gpu_windows_10s",
+            Table::GpuWindows1m => "gpu_windows_1m",
+            Table::GpuWindows1h => "gpu_windows_1h",
+            Table::Devices => "devices",
+            Table::Hosts => "hosts",
+            Table::PlacementRequests => "placement_requests",
+            Table::PlacementDecisions => "placement_decisions",
+            Table::Leases => "leases",
+            Table::LeaseDevices => "lease_devices",
+            Table::Rejected => "rejected",
+            Table::DeviceEvents => "device_events",
+        }
+    }
+
+    /// The table of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|table| table.name() == name)
+    }
+
+    /// The table of that number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.iter().copied().find(|&table| table as u8 == number)
+    }
+}
+
+/// One row with the place it came from: the key of exactly-once between store, archive and tail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacedRow {
+    /// Position of the record that made it.
+    pub position: Position,
+    /// Counts the rows of one record from 0.
+    pub ordinal: u32,
+    /// The row.
+    pub row: Row,
+}
+
+/// A row of one of the tables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Row {
+    /// Of one of the three window tables.
+    Window(Tier, Box<WindowRow>),
+    /// Of `devices`.
+    Device(Box<DeviceRow>),
+    /// Of `hosts`.
+    Host(Box<HostRow>),
+    /// Of `placement_requests`.
+    Request(Box<RequestRow>),
+    /// Of `placement_decisions`.
+    Decision(Box<DecisionRow>),
+    /// Of `leases`.
+    Lease(Box<LeaseRow>),
+    /// Of `lease_devices`.
+    LeaseDevice(Box<LeaseDeviceRow>),
+    /// Of `rejected`.
+    Rejected(Box<RejectedRow>),
+    /// Of `device_events`.
+    DeviceEvent(Box<DeviceEventRow>),
+}
+
+impl Row {
+    /// The table it belongs to.
+    pub const fn table(&self) -> Table {
+        match self {
+            Row::Window(Tier::TenSeconds, _) => Table::GpuWindows10s,
+            Row::Window(Tier::Minute, _) => Table::GpuWindows1m,
+            Row::Window(Tier::Hour, _) => Table::GpuWindows1h,
+            Row::Device(_) => Table::Devices,
+            Row::Host(_) => Table::Hosts,
+            Row::Request(_) => Table::PlacementRequests,
+            Row::Decision(_) => Table::PlacementDecisions,
+            Row::Lease(_) => Table::Leases,
+            Row::LeaseDevice(_) => Table::LeaseDevices,
+            Row::Rejected(_) => Table::Rejected,
+            Row::DeviceEvent(_) => Table::DeviceEvents,
+        }
+    }
+}
+
+/// A window length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Tier {
+    /// 10 s: the only one folded per sample.
+    TenSeconds = 1,
+    /// 1 min: merged from 10 s.
+    Minute = 2,
+    /// 1 h: merged from 1 min.
+    Hour = 3,
+}
+
+impl Tier {
+    /// The window's length, seconds.
+    pub const fn seconds(self) -> i64 {
+        match self {
+            Tier::TenSeconds => 10,
+            Tier::Minute => 60,
+            Tier::Hour => 3_600,
+        }
+    }
+
+    /// The next coarser tier.
+    pub const fn coarser(self) -> Option<Tier> {
+        match self {
+            Tier::TenSeconds => Some(Tier::Minute),
+            Tier::Minute => Some(Tier::Hour),
+            Tier::Hour => None,
+        }
+    }
+}
+
+/// The aggregates of one GPU over one window: all mergeable, all order-free.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Stats {
+    /// Samples counted.
+    pub received: u32,
+    /// Samples of those that were refused as already folded.
+    pub duplicate: u32,
+    /// Samples that came after the window had closed.
+    pub late: u32,
+    /// Sum of held_ms of the samples whose sampled_at lies in the window.
+    pub covered_ms: i64,
+    /// Longest held_ms above the interval: the longest hole before a sample of this window, ms.
+    pub gap_ms_max: i64,
+    /// Sum of percent × held_ms.
+    pub util_percent_ms: i64,
+    /// Least percent.
+    pub util_percent_min: Option<i16>,
+    /// Greatest percent.
+    pub util_percent_max: Option<i16>,
+    /// Histogram of percent, one count per sample.
+    pub util_sketch: Sketch,
+    /// Sum of MiB (floor) × held_ms.
+    pub memory_used_mib_ms: i64,
+    /// Least memory in use, bytes.
+    pub memory_used_bytes_min: Option<i64>,
+    /// Greatest memory in use, bytes.
+    pub memory_used_bytes_max: Option<i64>,
+    /// Histogram of MiB (floor), one count per sample.
+    pub memory_sketch: Sketch,
+    /// Sum of the agent's energy deltas, mJ.
+    pub energy_mj: i64,
+    /// Greatest power, mW.
+    pub power_mw_max: Option<i64>,
+    /// Greatest temperature, °C rounded.
+    pub temperature_c_max: Option<i16>,
+    /// Sum of held_ms of samples with a thermal throttle bit.
+    pub throttle_thermal_ms: i64,
+    /// Sum of held_ms of samples with a power throttle bit.
+    pub throttle_power_ms: i64,
+    /// XID events.
+    pub xid_count: u32,
+    /// What the sample with the greatest (sampled_at, epoch, sequence) said.
+    pub last: Option<Last>,
+}
+
+/// The newest sample of a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Last {
+    /// When.
+    pub at: EventTime,
+    /// The agent's life.
+    pub epoch: u64,
+    /// The frame's sequence.
+    pub sequence: u64,
+    /// Percent, if known.
+    pub util_percent: Option<i16>,
+    /// Memory in use, bytes, if known.
+    pub memory_used_bytes: Option<i64>,
+    /// Memory on board, bytes, if known.
+    pub memory_total_bytes: Option<i64>,
+}
+
+impl Last {
+    /// The order of samples: event time, then who said it later.
+    pub fn order(&self) -> (EventTime, u64, u64) {
+        (self.at, self.epoch, self.sequence)
+    }
+}
+
+/// Integrals of what a GPU was used for, over log time, cut at window edges. The rest of the window is unknown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StateTime {
+    /// Leased, ms.
+    pub allocated_ms: i64,
+    /// Leased and under 5 % busy, ms.
+    pub allocated_idle_ms: i64,
+    /// Placeable, ms.
+    pub free_ms: i64,
+    /// Not well, stale or lost, ms.
+    pub unhealthy_ms: i64,
+    /// Cordoned, draining or drained, ms.
+    pub drained_ms: i64,
+}
+
+/// One GPU over one window (or a late part of one).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowRow {
+    /// Start of the window.
+    pub window_at: EventTime,
+    /// The GPU.
+    pub device_key: DeviceKey,
+    /// Its host as of the window.
+    pub host: HostId,
+    /// The driver's index as of the window.
+    pub gpu_index: u16,
+    /// Its model as of the window.
+    pub model: String,
+    /// Its pool as of the window.
+    pub pool: Option<String>,
+    /// 0 for the first part; each later one holds only late samples. Parts of one window are added.
+    pub part: u32,
+    /// Samples the interval promised.
+    pub expected: u32,
+    /// The aggregates.
+    pub stats: Stats,
+    /// State time.
+    pub state: StateTime,
+    /// The holder with the most time.
+    pub tenant: Option<TenantId>,
+    /// Its lease.
+    pub lease_id: Option<String>,
+}
+
+/// A GPU from one instant on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceRow {
+    /// Key in SQL.
+    pub device_key: DeviceKey,
+    /// From when (log time).
+    pub valid_from: LogTime,
+    /// Until when; absent = now.
+    pub valid_to: Option<LogTime>,
+    /// UUID.
+    pub device_uuid: GpuUuid,
+    /// Host.
+    pub host: HostId,
+    /// Stable number there.
+    pub slot: Slot,
+    /// Where it stands.
+    pub state: DeviceState,
+    /// Its facts as announced.
+    pub gpu: crate::inventory::Gpu,
+}
+
+/// A host from one instant on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRow {
+    /// Token.
+    pub host: HostId,
+    /// From when (log time).
+    pub valid_from: LogTime,
+    /// Until when; absent = now.
+    pub valid_to: Option<LogTime>,
+    /// Its own name.
+    pub hostname: String,
+    /// Where it stands in the building.
+    pub placement: crate::inventory::Placement,
+    /// Version of its agent.
+    pub agent_version: String,
+    /// GPUs.
+    pub gpu_count: u16,
+    /// Cores.
+    pub cpu_cores: Option<u32>,
+    /// Memory, bytes.
+    pub ram_bytes: Option<u64>,
+    /// `ok`, `stale`, `lost` or `cordoned`.
+    pub state: DeviceState,
+}
+
+/// What was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestRow {
+    /// Id.
+    pub request_id: String,
+    /// When the log took it.
+    pub requested_at: LogTime,
+    /// Who asked.
+    pub tenant: TenantId,
+    /// What for.
+    pub workload: Option<String>,
+    /// GPUs.
+    pub n_gpus: u32,
+    /// Memory per GPU, bytes.
+    pub memory_per_gpu_bytes: i64,
+    /// Model.
+    pub model: Option<String>,
+    /// Whether one host must take all.
+    pub same_host: bool,
+    /// Whether one NVLink domain must.
+    pub same_nvlink: bool,
+    /// Expected run time, ms.
+    pub duration_ms: Option<i64>,
+    /// Priority.
+    pub priority: i16,
+    /// Labels as JSON.
+    pub labels: Option<String>,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecisionRow {
+    /// Id.
+    pub decision_id: String,
+    /// Dense number.
+    pub decision_seq: u64,
+    /// Request.
+    pub request_id: String,
+    /// When (log time).
+    pub decided_at: LogTime,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Dominant reason.
+    pub reason: Option<Reason>,
+    /// Which try it was, from 1.
+    pub attempt: u32,
+    /// How long it waited, ms of live clock.
+    pub queue_ms: i64,
+    /// Score of what was chosen, millionths.
+    pub score_micro: Option<u32>,
+    /// Policy's name.
+    pub policy: String,
+    /// Policy's version.
+    pub policy_version: u32,
+    /// Hosts looked at.
+    pub hosts_considered: u32,
+    /// Hosts that could have taken it.
+    pub hosts_feasible: u32,
+    /// Lease, if placed.
+    pub lease_id: Option<String>,
+}
+
+/// A lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRow {
+    /// Id.
+    pub lease_id: String,
+    /// Request.
+    pub request_id: String,
+    /// Holder.
+    pub tenant: TenantId,
+    /// GPUs.
+    pub n_gpus: u32,
+    /// Where it stands.
+    pub state: LeaseState,
+    /// When it was granted (log time).
+    pub granted_at: LogTime,
+    /// When it would end if the log goes on without a break.
+    pub expires_at: LogTime,
+    /// When its GPUs became free.
+    pub ended_at: Option<LogTime>,
+    /// What ended it.
+    pub end_reason: Option<String>,
+}
+
+/// A GPU of a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseDeviceRow {
+    /// Lease.
+    pub lease_id: String,
+    /// GPU.
+    pub device_key: DeviceKey,
+    /// Its host.
+    pub host: HostId,
+    /// Holder.
+    pub tenant: TenantId,
+    /// From when.
+    pub from_at: LogTime,
+    /// Until when; absent = still.
+    pub to_at: Option<LogTime>,
+    /// Memory reserved, bytes.
+    pub memory_reserved_bytes: i64,
+}
+
+/// Something refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectedRow {
+    /// When it happened on the host; the log's time where that is unknown.
+    pub rejected_at: EventTime,
+    /// When the log took it.
+    pub logged_at: LogTime,
+    /// Host, if it came from one.
+    pub host: Option<HostId>,
+    /// GPU, if it is registered.
+    pub device_key: Option<DeviceKey>,
+    /// Field; absent = the whole sample or message.
+    pub field: Option<crate::sample::Field>,
+    /// Why.
+    pub reason: Reason,
+    /// What was given.
+    pub raw_value: String,
+    /// Who refused: `agent` or `processor`.
+    pub source: String,
+    /// The agent's life.
+    pub epoch: Option<u64>,
+    /// The frame's or message's sequence.
+    pub seq: Option<u64>,
+}
+
+/// Something that happened to a GPU or host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceEventRow {
+    /// When.
+    pub happened_at: EventTime,
+    /// GPU; absent = the host.
+    pub device_key: Option<DeviceKey>,
+    /// Host.
+    pub host: HostId,
+    /// What: `xid`, `gpu_lost`, `stale`, `lost`, `returned`, `cordon`, ...
+    pub kind: String,
+    /// Its number, such as the XID's.
+    pub code: Option<i32>,
+    /// `info`, `warn` or `fatal`.
+    pub severity: String,
+    /// For people.
+    pub detail: Option<String>,
+}
+
+/// A sample of the recent ring, as SQL's `samples` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SampleRow {
+    /// When it was taken.
+    pub sampled_at: EventTime,
+    /// GPU.
+    pub device_key: DeviceKey,
+    /// Its host.
+    pub host: HostId,
+    /// The driver's index.
+    pub gpu_index: u16,
+    /// The frame's sequence.
+    pub seq: u64,
+    /// When the log took it.
+    pub received_at: LogTime,
+    /// The values.
+    pub sample: crate::sample::Sample,
+    /// Lease it fell into.
+    pub lease_id: Option<String>,
+}
