@@ -268,7 +268,8 @@ impl Frame {
             .iter()
             .zip(&wire.held_ms)
             .map(|(&offset, &held_ms)| {
-                let sampled_at = first_at.checked_add(offset).map(EventTime).ok_or_else(|| inconsistent(format!("tick offset {offset} ns overflows")))?;
+                let sampled_at =
+                    first_at.checked_add(offset).map(EventTime).ok_or_else(|| inconsistent(format!("tick offset {offset} ns overflows")))?;
                 Ok(Tick { sampled_at, held_ms })
             })
             .collect::<Result<Vec<_>, FrameError>>()?;

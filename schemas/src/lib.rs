@@ -3,18 +3,18 @@
 //! Read in this order: identities and time; a [`reading::Reading`] is [`validate`]d into a [`sample::Sample`]; samples travel in a
 //! [`frame::Frame`]; everything else travels as JSON; a [`record::Record`] is any message of the log; a [`row::Row`] is what SQL shows.
 
-pub mod id;
-pub mod time;
-pub mod reason;
-pub mod reading;
-pub mod sample;
-pub mod validate;
-pub mod sketch;
-pub mod frame;
-pub mod inventory;
-pub mod request;
 pub mod control;
+pub mod frame;
+pub mod id;
+pub mod inventory;
 pub mod out;
-pub mod subject;
+pub mod reading;
+pub mod reason;
 pub mod record;
+pub mod request;
 pub mod row;
+pub mod sample;
+pub mod sketch;
+pub mod subject;
+pub mod time;
+pub mod validate;

@@ -127,7 +127,10 @@ fn same_speaker(subject: &HostId, payload: &HostId) -> Result<(), (Reason, Strin
     if subject == payload {
         Ok(())
     } else {
-        Err((Reason::SpeakerMismatch, format!("the subject says {}, the payload {}", cut(subject.as_str(), RAW_BYTES_MAX), cut(payload.as_str(), RAW_BYTES_MAX))))
+        Err((
+            Reason::SpeakerMismatch,
+            format!("the subject says {}, the payload {}", cut(subject.as_str(), RAW_BYTES_MAX), cut(payload.as_str(), RAW_BYTES_MAX)),
+        ))
     }
 }
 

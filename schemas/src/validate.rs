@@ -106,11 +106,7 @@ pub fn validate(reading: &Reading, context: &Context) -> Verdict {
     let power_max = context.registered.and_then(|r| r.power_limit_max_mw).map_or(POWER_MAX_MW, |limit| limit.saturating_mul(2));
     check.bound(Field::PowerMw, |v| v > power_max as f64, Reason::PowerTooHigh);
     if let Some(registered) = context.registered.and_then(|r| r.memory_total_bytes) {
-        check.bound(
-            Field::MemoryTotalBytes,
-            |v| (v - registered as f64).abs() > CAPACITY_TOLERANCE_BYTES as f64,
-            Reason::CapacityMismatch,
-        );
+        check.bound(Field::MemoryTotalBytes, |v| (v - registered as f64).abs() > CAPACITY_TOLERANCE_BYTES as f64, Reason::CapacityMismatch);
     }
     if context.sampled_at_ns < OLDEST_NS {
         check.refuse(None, Reason::TimestampTooOld, context.sampled_at_ns.to_string());
@@ -121,7 +117,11 @@ pub fn validate(reading: &Reading, context: &Context) -> Verdict {
         whole = true;
     }
     for &field in Field::ALL {
-        check.bound(field, |v| v < 0.0 && field != Field::TemperatureMk && field != Field::MemoryTemperatureMk || v > field.max() as f64, Reason::OutOfRange);
+        check.bound(
+            field,
+            |v| v < 0.0 && field != Field::TemperatureMk && field != Field::MemoryTemperatureMk || v > field.max() as f64,
+            Reason::OutOfRange,
+        );
     }
     Verdict { sample: (!whole).then(|| check.sample()), violations: check.violations }
 }
@@ -214,7 +214,11 @@ mod tests {
 
     #[test]
     fn boundaries_are_valid() {
-        let reading = Reading::default().with(UtilPercent, 100u64).with(MemoryUsedBytes, 24u64 << 30).with(MemoryTotalBytes, 24u64 << 30).with(TemperatureMk, 0u64);
+        let reading = Reading::default()
+            .with(UtilPercent, 100u64)
+            .with(MemoryUsedBytes, 24u64 << 30)
+            .with(MemoryTotalBytes, 24u64 << 30)
+            .with(TemperatureMk, 0u64);
         let sample = check(reading, context(), &[]).sample.expect("believed");
         assert_eq!(sample.util_percent(), Some(100));
         assert_eq!(sample.temperature_mk(), Some(0));
@@ -248,7 +252,11 @@ mod tests {
     fn capacity_may_differ_by_three_mebibytes() {
         let registered = Some(Registered { memory_total_bytes: Some(80 << 30), ..Registered::default() });
         check(Reading::default().with(MemoryTotalBytes, (80u64 << 30) - (3 << 20)), Context { registered, ..context() }, &[]);
-        check(Reading::default().with(MemoryTotalBytes, (80u64 << 30) - (3 << 20) - 1), Context { registered, ..context() }, &[Reason::CapacityMismatch]);
+        check(
+            Reading::default().with(MemoryTotalBytes, (80u64 << 30) - (3 << 20) - 1),
+            Context { registered, ..context() },
+            &[Reason::CapacityMismatch],
+        );
     }
 
     #[test]

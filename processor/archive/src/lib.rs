@@ -1,1 +1,13 @@
-//! Placeholder.
+//! Sealed rows as Parquet under a manifest: written by the processor, read by the query service, readable by anyone.
+//!
+//! Read in this order: [`column`] and [`table`] say what a row looks like in Arrow; [`encode`] makes one Parquet file of them;
+//! a [`manifest`] names the files that hold; [`Archive`] commits the two together. Nothing here knows RocksDB, the log or SQL.
+
+mod archive;
+pub mod column;
+pub mod encode;
+pub mod manifest;
+pub mod table;
+
+pub use archive::{Archive, Error};
+pub use manifest::{Entry, Manifest};
