@@ -15,6 +15,8 @@ pub const RENEWALS_MAX: usize = 1_000;
 pub const DEVICES_MAX: usize = 4_096;
 /// Most GPUs in one bundle.
 pub const BUNDLE_GPUS_MAX: u32 = 1_024;
+/// Most labels on a request; names and values are at most [`TEXT_BYTES_MAX`] long.
+pub const LABELS_MAX: usize = 64;
 /// Exclusive use of a GPU, in thousandths.
 pub const WHOLE_MILLI: u32 = 1_000;
 /// Shortest lease, ms.

@@ -2,8 +2,10 @@
 //!
 //! `State::step` is the whole interface of time: the same records in the same order give the same state, rows and outputs, byte for byte.
 
-pub mod durable;
+pub mod ring;
+pub mod cluster;
 pub mod placement;
+pub mod durable;
 
 use plimsoll_schemas::id::{CellId, DeviceKey, Position};
 use plimsoll_schemas::out::Output;

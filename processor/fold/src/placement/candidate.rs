@@ -1,0 +1,188 @@
+//! One GPU as placement sees it, and the gates it must pass before it is scored.
+
+use plimsoll_schemas::id::{DeviceKey, GpuUuid, HostId, Slot};
+use plimsoll_schemas::reason::Reason;
+use plimsoll_schemas::request::{Bundle, WHOLE_MILLI};
+
+use super::score::{self, Inputs, Score};
+use super::{Settings, vram};
+
+/// One percent in the unit of [`Inputs::util_micro`].
+const MICRO_PER_PERCENT: u64 = score::MICRO / 100;
+
+/// One GPU as placement sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate<'a> {
+    /// Its key: decides between equals.
+    pub device: DeviceKey,
+    /// Its UUID.
+    pub uuid: &'a GpuUuid,
+    /// Its host.
+    pub host: &'a HostId,
+    /// Its stable number there.
+    pub slot: Slot,
+    /// The driver's index.
+    pub gpu_index: u16,
+    /// Product name as the driver gives it.
+    pub model: &'a str,
+    /// Memory on board, bytes; absent = not known: nothing can be promised on it.
+    pub memory_total_bytes: Option<u64>,
+    /// Memory in use, bytes; absent = not known: counts as all of it.
+    pub memory_used_bytes: Option<u64>,
+    /// Utilisation, percent; absent = not known: counts as 100.
+    pub util_percent: Option<u64>,
+    /// Temperature, millikelvin; absent = not known: costs nothing.
+    pub temperature_mk: Option<u64>,
+    /// Temperature at which the board slows down, millikelvin, if known.
+    pub slowdown_temperature_mk: Option<u64>,
+    /// What the fold already knows against it: stale, no sample, not enrolled, cordoned, draining, unhealthy.
+    pub gate: Option<Reason>,
+    /// Thousandths reserved by living leases.
+    pub reserved_milli: u32,
+    /// Memory reserved by living leases, bytes.
+    pub reserved_vram_bytes: u64,
+}
+
+/// A candidate that passed every gate, and what it would give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// Memory it would reserve, bytes.
+    pub vram_bytes: u64,
+    /// Its score, greater than nothing.
+    pub score: Score,
+}
+
+impl Candidate<'_> {
+    /// Bytes a new lease may still reserve on it. Unknown is never free.
+    pub fn free_vram_bytes(&self, settings: &Settings) -> u64 {
+        let Some(total) = self.memory_total_bytes else { return 0 };
+        vram::free(total, self.memory_used_bytes.unwrap_or(total), self.reserved_vram_bytes, settings.vram_limit_bp)
+    }
+
+    /// Its score under `headroom@1`. What is promised but not yet in use counts as used, so that two requests in a row do not
+    /// both see the same room.
+    pub fn score(&self) -> Score {
+        let total_bytes = self.memory_total_bytes.unwrap_or(0);
+        score::headroom(&Inputs {
+            used_bytes: self.memory_used_bytes.unwrap_or(total_bytes).max(self.reserved_vram_bytes),
+            total_bytes,
+            max_bytes: total_bytes,
+            util_micro: self.util_percent.unwrap_or(100).saturating_mul(MICRO_PER_PERCENT),
+            temperature_uk: self.temperature_mk.map(|mk| mk.saturating_mul(1_000)),
+        })
+    }
+
+    /// What it would give for one member of the bundle, or the first gate in the order of precedence that it does not pass:
+    /// what the fold knows, thermal, model, thousandths, memory, score.
+    pub fn offer(&self, bundle: &Bundle, model: Option<&str>, settings: &Settings) -> Result<Offer, Reason> {
+        if let Some(reason) = self.gate {
+            return Err(reason);
+        }
+        if let (Some(now), Some(slowdown)) = (self.temperature_mk, self.slowdown_temperature_mk)
+            && now >= slowdown
+        {
+            return Err(Reason::Thermal);
+        }
+        if model.is_some_and(|model| model != self.model) {
+            return Err(Reason::ModelMismatch);
+        }
+        if self.reserved_milli.saturating_add(bundle.milli) > WHOLE_MILLI {
+            return Err(Reason::LeaseConflict);
+        }
+        let free = self.free_vram_bytes(settings);
+        if bundle.vram_bytes > free {
+            return Err(Reason::InsufficientMemory);
+        }
+        let score = self.score();
+        if score.is_zero() {
+            return Err(Reason::NoHeadroom);
+        }
+        Ok(Offer { vram_bytes: reserved_by(bundle, free), score })
+    }
+}
+
+/// The bytes a bundle reserves on a GPU with `free` bytes: what it asks for. Where it asks for none ("whatever there is") an
+/// exclusive lease takes all that is free, and a share takes none, so that others can still share.
+fn reserved_by(bundle: &Bundle, free: u64) -> u64 {
+    if bundle.vram_bytes == 0 && bundle.milli == WHOLE_MILLI { free } else { bundle.vram_bytes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn check(change: impl FnOnce(&mut Candidate<'_>, &mut Bundle), expected: Result<u64, Reason>) {
+        let uuid: GpuUuid = "GPU-1".parse().expect("valid");
+        let host: HostId = "h1".parse().expect("valid");
+        let mut candidate = Candidate {
+            device: uuid.key(),
+            uuid: &uuid,
+            host: &host,
+            slot: Slot(0),
+            gpu_index: 0,
+            model: "NVIDIA H100",
+            memory_total_bytes: Some(80 * GIB),
+            memory_used_bytes: Some(0),
+            util_percent: Some(0),
+            temperature_mk: Some(313_150),
+            slowdown_temperature_mk: Some(363_150),
+            gate: None,
+            reserved_milli: 0,
+            reserved_vram_bytes: 0,
+        };
+        let mut bundle = Bundle { count: 1, milli: 1_000, vram_bytes: 10 * GIB, mig_profile: None };
+        change(&mut candidate, &mut bundle);
+        let offer = candidate.offer(&bundle, Some("NVIDIA H100"), &Settings { vram_limit_bp: 9_000 });
+        assert_eq!(offer.map(|offer| offer.vram_bytes), expected, "{candidate:?} {bundle:?}");
+    }
+
+    #[test]
+    fn gates_come_in_the_order_of_precedence() {
+        let hopeless = |c: &mut Candidate<'_>, gate, mk, model, milli, used| {
+            c.gate = gate;
+            c.temperature_mk = Some(mk);
+            c.model = model;
+            c.reserved_milli = milli;
+            c.memory_used_bytes = Some(used);
+            c.util_percent = Some(100);
+        };
+        let (hot, cool, full) = (363_150, 363_149, 80 * GIB);
+        check(|c, _| hopeless(c, Some(Reason::Cordoned), hot, "T4", 1, full), Err(Reason::Cordoned));
+        check(|c, _| hopeless(c, None, hot, "T4", 1, full), Err(Reason::Thermal));
+        check(|c, _| hopeless(c, None, cool, "T4", 1, full), Err(Reason::ModelMismatch));
+        check(|c, _| hopeless(c, None, cool, "NVIDIA H100", 1, full), Err(Reason::LeaseConflict));
+        check(|c, _| hopeless(c, None, cool, "NVIDIA H100", 0, full), Err(Reason::InsufficientMemory));
+        check(|c, b| (hopeless(c, None, cool, "NVIDIA H100", 0, full), b.vram_bytes = 0).0, Err(Reason::NoHeadroom));
+        check(|c, _| hopeless(c, None, cool, "NVIDIA H100", 0, 0), Ok(10 * GIB));
+    }
+
+    #[test]
+    fn memory_is_given_up_to_the_limit_and_not_a_byte_beyond() {
+        check(|_, b| b.vram_bytes = 72 * GIB, Ok(72 * GIB));
+        check(|_, b| b.vram_bytes = 72 * GIB + 1, Err(Reason::InsufficientMemory));
+        check(|c, b| (c.memory_used_bytes, b.vram_bytes) = (Some(70 * GIB), 10 * GIB + 1), Err(Reason::InsufficientMemory));
+    }
+
+    #[test]
+    fn a_request_without_a_size_takes_all_of_an_exclusive_gpu_and_nothing_of_a_shared_one() {
+        check(|c, b| (c.memory_used_bytes, b.vram_bytes) = (Some(GIB), 0), Ok(72 * GIB));
+        check(|_, b| (b.milli, b.vram_bytes) = (500, 0), Ok(0));
+    }
+
+    #[test]
+    fn shares_add_up_to_one_gpu() {
+        check(|c, b| (c.reserved_milli, b.milli) = (700, 300), Ok(10 * GIB));
+        check(|c, b| (c.reserved_milli, b.milli) = (700, 301), Err(Reason::LeaseConflict));
+    }
+
+    #[test]
+    fn unknown_is_never_free() {
+        check(|c, _| c.memory_total_bytes = None, Err(Reason::InsufficientMemory));
+        check(|c, _| c.memory_used_bytes = None, Err(Reason::InsufficientMemory));
+        check(|c, b| (c.memory_total_bytes, b.vram_bytes) = (None, 0), Err(Reason::NoHeadroom));
+        check(|c, _| c.util_percent = None, Ok(10 * GIB));
+        check(|c, _| c.temperature_mk = None, Ok(10 * GIB));
+    }
+}
