@@ -1,1 +1,205 @@
-//! Placeholder.
+//! The fold's checkpoint in RocksDB: state, rows and outputs with their position, in one batch. It is a cache of the log: it may be
+//! deleted at any time, and what is damaged is set aside and rebuilt. SQL never reads it.
+//!
+//! Read in this order: [`key`] (how keys are laid out), [`codec`] (how values are), [`Store`].
+
+pub mod codec;
+mod error;
+pub mod key;
+mod options;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use plimsoll_fold::durable::{Entry, StateTable};
+use plimsoll_schemas::id::Position;
+use plimsoll_schemas::out::Output;
+use plimsoll_schemas::row::{PlacedRow, Table};
+use plimsoll_schemas::time::LogTime;
+use rocksdb::{ColumnFamily, DB, Direction, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
+use serde::{Deserialize, Serialize};
+
+pub use error::Error;
+
+/// The layout this build reads and writes.
+pub const FORMAT: u32 = 1;
+
+const ROWS: &str = "rows";
+const OUTPUTS: &str = "outputs";
+const COMMIT: &str = "commit";
+const COMMIT_KEY: &[u8] = b"commit";
+const PRUNED_KEY: &[u8] = b"pruned";
+
+/// What a commit says about itself: where the state stands and how to recognise the log it was folded from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    /// Version of the fold's logic that made the state.
+    pub logic: u32,
+    /// Position of the last record folded.
+    pub position: Position,
+    /// When the LOG stream was created, ns UTC: another one is another log.
+    pub log_created_at_ns: i64,
+    /// Hash of the message at `position`: the same sequence with other bytes is another log.
+    pub message_hash: u64,
+    /// Log time of the last record folded.
+    pub logged_at: LogTime,
+    /// The state's rolling hash.
+    pub hash: u64,
+    /// Number of the last output.
+    pub out_seq: u64,
+    /// Number of the last decision.
+    pub decision_seq: u64,
+    /// The newest manifest the log has told of.
+    pub sealed: Option<Sealed>,
+}
+
+/// A manifest and the last position whose rows it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// Manifest version.
+    pub version: u64,
+    /// Position.
+    pub position: Position,
+}
+
+/// The open database of one cell and replica. Cheap to clone; every call blocks, so it belongs on a thread that may.
+#[derive(Clone)]
+pub struct Store {
+    db: Arc<DB>,
+    path: PathBuf,
+}
+
+impl Store {
+    /// Opens the database in a folder, creating it if there is none. The error says whether the folder is in use, damaged or out of reach.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let names = StateTable::ALL.iter().map(|table| table.name()).chain([ROWS, OUTPUTS, COMMIT]);
+        let cfs = options::column_families(names);
+        let db = DB::open_cf_descriptors(&options::database(), path, cfs).map_err(|error| Error::from_rocksdb(path, error))?;
+        Ok(Self { db: Arc::new(db), path: path.to_owned() })
+    }
+
+    /// The last commit and every entry of the state at it; `None` in a fresh database.
+    pub fn load(&self) -> Result<Option<(Commit, Vec<Entry>)>, Error> {
+        let Some(bytes) = self.get(COMMIT_KEY)? else { return Ok(None) };
+        let commit = codec::commit(&bytes).map_err(|error| error.at(&self.path))?;
+        let mut entries = Vec::new();
+        for &table in StateTable::ALL {
+            for item in self.db.iterator_cf(self.cf(table.name()), IteratorMode::Start) {
+                let (key, value) = item.map_err(|error| self.broken(error))?;
+                entries.push(Entry { table, key: key.into_vec(), value: Some(value.into_vec()) });
+            }
+        }
+        Ok(Some((commit, entries)))
+    }
+
+    /// Writes one commit: state, rows, outputs and position stand together or not at all. No fsync: a tail lost in a power cut is folded again.
+    pub fn commit<'a>(
+        &self,
+        commit: &Commit,
+        entries: &[Entry],
+        rows: impl IntoIterator<Item = &'a PlacedRow>,
+        outputs: impl IntoIterator<Item = &'a Output>,
+    ) -> Result<(), Error> {
+        let mut batch = WriteBatch::default();
+        for entry in entries {
+            let cf = self.cf(entry.table.name());
+            match &entry.value {
+                Some(value) => batch.put_cf(cf, &entry.key, value),
+                None => batch.delete_cf(cf, &entry.key),
+            }
+        }
+        let cf = self.cf(ROWS);
+        for row in rows {
+            batch.put_cf(cf, key::row(row.row.table(), row.position, row.ordinal), codec::encode_row(&row.row));
+        }
+        let cf = self.cf(OUTPUTS);
+        for output in outputs {
+            batch.put_cf(cf, key::output(output.out_seq), codec::encode_output(output));
+        }
+        batch.put_cf(self.cf(COMMIT), COMMIT_KEY, codec::encode_commit(commit));
+        self.write(batch)
+    }
+
+    /// The rows of a table with `after < position <= up_to`, in order of place. The view is the moment of the call: later commits and prunes do not show.
+    pub fn rows(&self, table: Table, after: Position, up_to: Position) -> impl Iterator<Item = Result<PlacedRow, Error>> {
+        let from = key::after(table, after);
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(key::after(table, up_to.max(after)).to_vec());
+        self.db.iterator_cf_opt(self.cf(ROWS), options, IteratorMode::From(&from, Direction::Forward)).map(|item| {
+            let (key, value) = item.map_err(|error| self.broken(error))?;
+            codec::row(&key, &value).map_err(|error| error.at(&self.path))
+        })
+    }
+
+    /// The outputs kept from `out_seq` on, in order.
+    pub fn outputs_from(&self, out_seq: u64) -> impl Iterator<Item = Result<Output, Error>> {
+        self.db.iterator_cf(self.cf(OUTPUTS), IteratorMode::From(&key::output(out_seq), Direction::Forward)).map(|item| {
+            let (_, value) = item.map_err(|error| self.broken(error))?;
+            codec::output(&value).map_err(|error| error.at(&self.path))
+        })
+    }
+
+    /// Forgets the rows of every table up to a position, and remembers that it did.
+    pub fn prune_rows(&self, up_to: Position) -> Result<(), Error> {
+        if up_to <= self.pruned()? {
+            return Ok(());
+        }
+        let mut batch = WriteBatch::default();
+        for &table in Table::ALL {
+            batch.delete_range_cf(self.cf(ROWS), key::first(table), key::after(table, up_to));
+        }
+        batch.put_cf(self.cf(COMMIT), PRUNED_KEY, codec::encode_position(up_to));
+        self.write(batch)
+    }
+
+    /// Up to which position rows were forgotten: whoever needs older ones must look in the archive.
+    pub fn pruned(&self) -> Result<Position, Error> {
+        match self.get(PRUNED_KEY)? {
+            Some(bytes) => codec::position(&bytes).map_err(|error| error.at(&self.path)),
+            None => Ok(Position::default()),
+        }
+    }
+
+    /// Forgets the outputs below `out_seq`.
+    pub fn prune_outputs(&self, below: u64) -> Result<(), Error> {
+        let mut batch = WriteBatch::default();
+        batch.delete_range_cf(self.cf(OUTPUTS), key::output(0), key::output(below));
+        self.write(batch)
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        self.db.get_cf(self.cf(COMMIT), key).map_err(|error| self.broken(error))
+    }
+
+    fn write(&self, batch: WriteBatch) -> Result<(), Error> {
+        self.db.write_opt(batch, &WriteOptions::default()).map_err(|error| self.broken(error))
+    }
+
+    fn broken(&self, error: rocksdb::Error) -> Error {
+        Error::from_rocksdb(&self.path, error)
+    }
+
+    fn cf(&self, name: &str) -> &ColumnFamily {
+        self.db.cf_handle(name).expect("open() has opened every column family by these names")
+    }
+}
+
+/// Renames a damaged folder to `<path>.damaged-<n>` with the first free n, and returns that. A person may look into it; nothing reads it again.
+pub fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".damaged-");
+    let mut number = 1u32;
+    loop {
+        let mut candidate = name.clone();
+        candidate.push(number.to_string());
+        let aside = PathBuf::from(candidate);
+        if !aside.try_exists()? {
+            std::fs::rename(path, &aside)?;
+            return Ok(aside);
+        }
+        number += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests;

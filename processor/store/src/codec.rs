@@ -1,0 +1,104 @@
+//! Values: a version byte, then postcard; rows that carry announced facts are JSON, because those types leave absent fields out and
+//! postcard cannot tell that they are missing.
+
+use std::path::Path;
+
+use plimsoll_schemas::id::Position;
+use plimsoll_schemas::out::Output;
+use plimsoll_schemas::row::{PlacedRow, Row};
+
+use crate::{Commit, Error, FORMAT, key};
+
+const POSTCARD: u8 = 1;
+const JSON: u8 = 2;
+
+/// A value that does not read back.
+#[derive(Debug)]
+pub enum Unreadable {
+    /// Written by another build.
+    Format(u32),
+    /// Not what was written.
+    Damaged(String),
+}
+
+impl Unreadable {
+    /// The same with the folder it was found in.
+    pub fn at(self, path: &Path) -> Error {
+        match self {
+            Self::Format(found) => Error::Format { path: path.to_owned(), found, known: FORMAT },
+            Self::Damaged(detail) => Error::Damaged { path: path.to_owned(), detail },
+        }
+    }
+}
+
+fn damaged(what: &str, detail: impl std::fmt::Display) -> Unreadable {
+    Unreadable::Damaged(format!("{what}: {detail}"))
+}
+
+fn postcard_of<T: serde::Serialize>(version: u8, value: &T) -> Vec<u8> {
+    postcard::to_extend(value, vec![version]).expect("a vector grows, and plain structs always serialise")
+}
+
+/// A row's value.
+pub fn encode_row(row: &Row) -> Vec<u8> {
+    match row {
+        Row::Device(_) | Row::Host(_) => {
+            let mut bytes = vec![JSON];
+            serde_json::to_writer(&mut bytes, row).expect("a vector grows, and plain structs always serialise");
+            bytes
+        }
+        Row::Window(..) | Row::Request(_) | Row::Decision(_) | Row::Lease(_) | Row::LeaseDevice(_) | Row::Rejected(_) | Row::DeviceEvent(_) => {
+            postcard_of(POSTCARD, row)
+        }
+    }
+}
+
+/// The row of a key and value.
+pub fn row(key: &[u8], value: &[u8]) -> Result<PlacedRow, Unreadable> {
+    let (position, ordinal) = key::place(key).ok_or_else(|| damaged("row", format!("a key of {} bytes", key.len())))?;
+    let row = match value {
+        [POSTCARD, rest @ ..] => postcard::from_bytes(rest).map_err(|error| damaged("row", error))?,
+        [JSON, rest @ ..] => serde_json::from_slice(rest).map_err(|error| damaged("row", error))?,
+        [version, ..] => return Err(Unreadable::Format(u32::from(*version))),
+        [] => return Err(damaged("row", "no bytes")),
+    };
+    Ok(PlacedRow { position, ordinal, row })
+}
+
+/// An output's value.
+pub fn encode_output(output: &Output) -> Vec<u8> {
+    postcard_of(POSTCARD, output)
+}
+
+/// The output of a value.
+pub fn output(value: &[u8]) -> Result<Output, Unreadable> {
+    match value {
+        [POSTCARD, rest @ ..] => postcard::from_bytes(rest).map_err(|error| damaged("output", error)),
+        [version, ..] => Err(Unreadable::Format(u32::from(*version))),
+        [] => Err(damaged("output", "no bytes")),
+    }
+}
+
+/// The commit's value: format 4 bytes big-endian, then postcard.
+pub fn encode_commit(commit: &Commit) -> Vec<u8> {
+    postcard::to_extend(commit, FORMAT.to_be_bytes().to_vec()).expect("a vector grows, and plain structs always serialise")
+}
+
+/// The commit of a value.
+pub fn commit(value: &[u8]) -> Result<Commit, Unreadable> {
+    let (format, rest) = value.split_first_chunk::<4>().ok_or_else(|| damaged("commit", format!("{} bytes", value.len())))?;
+    match u32::from_be_bytes(*format) {
+        FORMAT => postcard::from_bytes(rest).map_err(|error| damaged("commit", error)),
+        found => Err(Unreadable::Format(found)),
+    }
+}
+
+/// A position's value.
+pub fn encode_position(position: Position) -> Vec<u8> {
+    postcard_of(POSTCARD, &position)
+}
+
+/// The position of a value.
+pub fn position(value: &[u8]) -> Result<Position, Unreadable> {
+    postcard::from_bytes(value.get(1..).unwrap_or_default()).map_err(|error| damaged("position", error))
+}

@@ -1,0 +1,43 @@
+//! RocksDB's settings: bounded memory, lz4, no merge operators.
+
+use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, LogLevel, Options};
+
+const BLOCK_CACHE_BYTES: usize = 64 << 20;
+const WRITE_BUFFERS_BYTES: usize = 64 << 20;
+const WRITE_BUFFER_BYTES: usize = 16 << 20;
+const WAL_BYTES: u64 = 128 << 20;
+const OPEN_FILES: i32 = 256;
+
+/// Settings of the whole database.
+pub fn database() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_db_write_buffer_size(WRITE_BUFFERS_BYTES);
+    options.set_max_total_wal_size(WAL_BYTES);
+    options.set_max_open_files(OPEN_FILES);
+    options.set_keep_log_file_num(3);
+    options.set_max_log_file_size(4 << 20);
+    options.set_log_level(LogLevel::Warn);
+    // A torn tail of the write-ahead log is cut at the last whole batch: the state is then an older commit, which is a correct state.
+    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    options
+}
+
+/// The column families, all alike, sharing one block cache.
+pub fn column_families<'a>(names: impl Iterator<Item = &'a str>) -> Vec<ColumnFamilyDescriptor> {
+    let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
+    names.map(|name| ColumnFamilyDescriptor::new(name, column_family(&cache))).collect()
+}
+
+fn column_family(cache: &Cache) -> Options {
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_block_cache(cache);
+    blocks.set_cache_index_and_filter_blocks(true);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&blocks);
+    options.set_compression_type(DBCompressionType::Lz4);
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_max_write_buffer_number(3);
+    options
+}

@@ -1,0 +1,203 @@
+//! Against real RocksDB folders.
+
+use std::fs;
+
+use plimsoll_schemas::id::{HostId, LogEpoch};
+use plimsoll_schemas::inventory::Placement;
+use plimsoll_schemas::out::DeviceState;
+use plimsoll_schemas::row::{DeviceEventRow, HostRow, Row, Tier, WindowRow};
+use plimsoll_schemas::time::EventTime;
+
+use super::*;
+
+fn at(sequence: u64) -> Position {
+    Position { epoch: LogEpoch(0), sequence }
+}
+
+fn commit_at(sequence: u64) -> Commit {
+    Commit {
+        logic: 1,
+        position: at(sequence),
+        log_created_at_ns: 7,
+        message_hash: sequence * 31,
+        logged_at: LogTime(sequence as i64),
+        hash: sequence,
+        out_seq: sequence,
+        decision_seq: 0,
+        sealed: None,
+    }
+}
+
+fn entry(value: u64) -> Entry {
+    Entry { table: StateTable::Meta, key: b"counter".to_vec(), value: Some(value.to_be_bytes().to_vec()) }
+}
+
+fn event(sequence: u64, ordinal: u32) -> PlacedRow {
+    let row = DeviceEventRow {
+        happened_at: EventTime(sequence as i64),
+        device_key: None,
+        host: "gpu-1".parse().unwrap(),
+        kind: "xid".to_owned(),
+        code: Some(79),
+        severity: "fatal".to_owned(),
+        detail: None,
+    };
+    PlacedRow { position: at(sequence), ordinal, row: Row::DeviceEvent(Box::new(row)) }
+}
+
+fn output(out_seq: u64) -> Output {
+    Output { out_seq, position: at(out_seq), subject: "plimsoll.c.out.device".to_owned(), id: format!("c/0/{out_seq}/0"), bytes: vec![b'x'; 64] }
+}
+
+/// Commits `sequences`, each with one entry, two rows and one output.
+fn write(store: &Store, sequences: std::ops::RangeInclusive<u64>) {
+    for sequence in sequences {
+        let rows = [event(sequence, 0), event(sequence, 1)];
+        store.commit(&commit_at(sequence), &[entry(sequence)], &rows, [&output(sequence)]).unwrap();
+    }
+}
+
+fn places(store: &Store, after: u64, up_to: u64) -> Vec<(u64, u32)> {
+    store.rows(Table::DeviceEvents, at(after), at(up_to)).map(|row| row.unwrap()).map(|row| (row.position.sequence, row.ordinal)).collect()
+}
+
+#[test]
+fn what_was_committed_is_there_after_reopening() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    assert_eq!(store.load().unwrap(), None);
+    write(&store, 1..=3);
+    drop(store);
+    let store = Store::open(folder.path()).unwrap();
+    assert_eq!(store.load().unwrap(), Some((commit_at(3), vec![entry(3)])));
+    assert_eq!(places(&store, 1, 3), [(2, 0), (2, 1), (3, 0), (3, 1)]);
+    assert_eq!(store.outputs_from(2).map(Result::unwrap).collect::<Vec<_>>(), [output(2), output(3)]);
+    store.commit(&commit_at(4), &[Entry { value: None, ..entry(0) }], [], []).unwrap();
+    assert_eq!(store.load().unwrap(), Some((commit_at(4), vec![])));
+}
+
+#[test]
+fn every_kind_of_row_reads_back_as_it_was() {
+    let host: HostId = "gpu-1".parse().unwrap();
+    let host_row = HostRow {
+        host: host.clone(),
+        valid_from: LogTime(1),
+        valid_to: None,
+        hostname: "gpu-1.example.com".to_owned(),
+        placement: Placement { rack: Some("r7".to_owned()), ..Placement::default() },
+        agent_version: "0.1.0".to_owned(),
+        gpu_count: 8,
+        cpu_cores: None,
+        ram_bytes: Some(1 << 40),
+        state: DeviceState::Ok,
+    };
+    let mut window = WindowRow {
+        window_at: EventTime(10),
+        device_key: plimsoll_schemas::id::DeviceKey(-5),
+        host,
+        gpu_index: 3,
+        model: "NVIDIA H200".to_owned(),
+        pool: None,
+        part: 0,
+        expected: 10,
+        stats: Default::default(),
+        state: Default::default(),
+        tenant: None,
+        lease_id: Some("l-1".to_owned()),
+    };
+    window.stats.util_sketch.add(55);
+    for row in [Row::Host(Box::new(host_row)), Row::Window(Tier::Minute, Box::new(window))] {
+        let key = key::row(row.table(), at(9), 4);
+        let back = codec::row(&key, &codec::encode_row(&row)).unwrap();
+        assert_eq!(back, PlacedRow { position: at(9), ordinal: 4, row });
+    }
+}
+
+#[test]
+fn pruning_forgets_exactly_what_it_was_told_and_remembers_how_far() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    write(&store, 1..=4);
+    let view = store.rows(Table::DeviceEvents, at(0), at(4));
+    store.prune_rows(at(2)).unwrap();
+    store.prune_rows(at(1)).unwrap();
+    store.prune_outputs(4).unwrap();
+    assert_eq!(view.count(), 8, "a view that was open before the prune still shows everything");
+    drop(store);
+    let store = Store::open(folder.path()).unwrap();
+    assert_eq!(store.pruned().unwrap(), at(2));
+    assert_eq!(places(&store, 0, 9), [(3, 0), (3, 1), (4, 0), (4, 1)]);
+    assert_eq!(store.outputs_from(0).map(Result::unwrap).collect::<Vec<_>>(), [output(4)]);
+}
+
+#[test]
+fn a_folder_in_use_is_an_error_that_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let _held = Store::open(folder.path()).unwrap();
+    let error = Store::open(folder.path()).err().expect("the first one holds the lock");
+    assert!(matches!(error, Error::Locked { .. }), "{error}");
+}
+
+#[test]
+fn a_damaged_folder_is_an_error_and_can_be_set_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    for number in 1..=2 {
+        let store = Store::open(&path).unwrap();
+        write(&store, 1..=3);
+        drop(store);
+        for file in fs::read_dir(&path).unwrap().map(|file| file.unwrap().path()) {
+            if file.file_name().unwrap().to_string_lossy().starts_with("MANIFEST") {
+                fs::write(file, b"this is no manifest, and long enough to be read as one record").unwrap();
+            }
+        }
+        let error = Store::open(&path).err().expect("the manifest is gone");
+        assert!(matches!(error, Error::Damaged { .. }), "{error}");
+        assert_eq!(set_aside(&path).unwrap(), folder.path().join(format!("state.damaged-{number}")));
+    }
+    assert_eq!(Store::open(&path).unwrap().load().unwrap(), None);
+}
+
+#[test]
+fn an_unknown_format_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let mut bytes = codec::encode_commit(&commit_at(1));
+    bytes[3] = 99;
+    store.db.put_cf(store.cf(COMMIT), COMMIT_KEY, bytes).unwrap();
+    let error = store.load().expect_err("format 99").to_string();
+    assert!(error.contains("format 99") && error.contains("format 1"), "{error}");
+}
+
+/// Cuts the write-ahead log at every length: what is found is always one of the commits, whole.
+#[test]
+fn a_torn_write_ahead_log_leaves_an_older_commit_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole");
+    let store = Store::open(&whole).unwrap();
+    write(&store, 1..=5);
+    drop(store);
+    let wal = |path: &Path| fs::read_dir(path).unwrap().map(|f| f.unwrap().path()).find(|f| f.extension().is_some_and(|e| e == "log")).unwrap();
+    let length = fs::metadata(wal(&whole)).unwrap().len();
+    assert!(length > 0, "the commits stand in the write-ahead log");
+    let mut seen = std::collections::BTreeSet::new();
+    for cut in (0..length).step_by(97) {
+        let torn = folder.path().join(format!("torn-{cut}"));
+        fs::create_dir(&torn).unwrap();
+        for file in fs::read_dir(&whole).unwrap().map(|file| file.unwrap().path()) {
+            fs::copy(&file, torn.join(file.file_name().unwrap())).unwrap();
+        }
+        fs::OpenOptions::new().write(true).open(wal(&torn)).unwrap().set_len(length - cut).unwrap();
+        let store = Store::open(&torn).unwrap();
+        let found = store.load().unwrap().map_or(0, |(commit, entries)| {
+            let sequence = commit.position.sequence;
+            assert_eq!((commit, entries), (commit_at(sequence), vec![entry(sequence)]));
+            sequence
+        });
+        assert_eq!(places(&store, 0, 99), (1..=found).flat_map(|s| [(s, 0), (s, 1)]).collect::<Vec<_>>(), "cut by {cut}");
+        assert_eq!(store.outputs_from(0).map(Result::unwrap).collect::<Vec<_>>(), (1..=found).map(output).collect::<Vec<_>>());
+        seen.insert(found);
+        fs::remove_dir_all(&torn).unwrap();
+    }
+    assert!(seen.len() >= 5, "the cuts reached {seen:?}");
+}
