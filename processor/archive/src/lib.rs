@@ -11,3 +11,6 @@ pub mod table;
 
 pub use archive::{Archive, Error};
 pub use manifest::{Entry, Manifest};
+
+#[cfg(test)]
+mod tests;

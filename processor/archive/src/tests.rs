@@ -1,0 +1,231 @@
+//! The archive on a real folder: what is sealed is read back, two sealers race, files go missing or bad.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Int32Type, Int64Type};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use plimsoll_schemas::id::{CellId, DeviceKey, LogEpoch, Position};
+use plimsoll_schemas::row::{PlacedRow, RejectedRow, Row, StateTime, Stats, Table, Tier, WindowRow};
+use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_S};
+
+use crate::manifest::BASE_EVERY;
+use crate::{Archive, Entry, Error, column, encode, table};
+
+const DAY_S: i64 = 86_400;
+
+fn cell() -> CellId {
+    "local".parse().expect("a token")
+}
+
+fn at(sequence: u64) -> Position {
+    Position { epoch: LogEpoch(0), sequence }
+}
+
+fn window(sequence: u64, host: &str, window_s: i64, part: u32) -> PlacedRow {
+    let row = WindowRow {
+        window_at: EventTime(window_s * NS_PER_S),
+        device_key: DeviceKey(host.len() as i64),
+        host: host.parse().expect("a token"),
+        gpu_index: 0,
+        model: "NVIDIA H100 80GB HBM3".to_owned(),
+        pool: None,
+        part,
+        expected: 60,
+        stats: Stats { received: 60, covered_ms: 60_000, util_percent_ms: 60_000 * 42, ..Stats::default() },
+        state: StateTime::default(),
+        tenant: None,
+        lease_id: None,
+    };
+    PlacedRow { position: at(sequence), ordinal: 0, row: Row::Window(Tier::Minute, Box::new(row)) }
+}
+
+fn rejected(sequence: u64, logged_s: i64) -> PlacedRow {
+    let row = RejectedRow {
+        rejected_at: EventTime(0),
+        logged_at: LogTime(logged_s * NS_PER_S),
+        host: None,
+        device_key: None,
+        field: None,
+        reason: plimsoll_schemas::reason::Reason::ALL[0],
+        raw_value: "?".to_owned(),
+        source: "processor".to_owned(),
+        epoch: None,
+        seq: None,
+    };
+    PlacedRow { position: at(sequence), ordinal: 0, row: Row::Rejected(Box::new(row)) }
+}
+
+fn minutes(rows: &[PlacedRow]) -> Vec<(Table, Vec<RecordBatch>)> {
+    vec![(Table::GpuWindows1m, vec![table::batch(Table::GpuWindows1m, &cell(), rows).expect("windows")])]
+}
+
+fn folder() -> (tempfile::TempDir, Archive) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let archive = Archive::open(folder.path().to_str().expect("utf-8"), &cell()).expect("opens");
+    (folder, archive)
+}
+
+fn read(folder: &tempfile::TempDir, entry: &Entry) -> RecordBatch {
+    let file = fs::File::open(folder.path().join(&entry.path)).expect("the file");
+    let mut batches = ParquetRecordBatchReaderBuilder::try_new(file).expect("parquet").build().expect("reader");
+    batches.next().expect("one batch").expect("rows")
+}
+
+fn files_on_disk(folder: &tempfile::TempDir) -> BTreeSet<String> {
+    fn walk(at: &std::path::Path, found: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(at).into_iter().flatten().flatten() {
+            if entry.path().is_dir() { walk(&entry.path(), found) } else { assert!(found.insert(entry.path().display().to_string())) }
+        }
+    }
+    let mut found = BTreeSet::new();
+    walk(&folder.path().join("archive"), &mut found);
+    found
+}
+
+#[test]
+fn every_table_has_unique_commented_columns_signed_types_and_its_place_in_the_log_last() {
+    for &table in Table::ALL {
+        let schema = table::schema(table);
+        let names: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+        assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "{names:?}");
+        assert_eq!(names[names.len() - 3..], ["_epoch", "_seq", "_ordinal"]);
+        let shown = names.iter().take_while(|name| !column::is_hidden(name)).count();
+        assert!(names[shown..].iter().all(|name| column::is_hidden(name)), "hidden columns come last: {names:?}");
+        assert!(names.contains(&"cell") && names.contains(&table::time_column(table)));
+        assert!(table::key_columns(table).iter().all(|key| names.contains(key)));
+        for field in schema.fields() {
+            assert!(field.metadata().get(column::COMMENT).is_some_and(|comment| comment.len() > 3), "{} has no comment", field.name());
+            assert!(!matches!(field.data_type(), DataType::UInt8 | DataType::UInt16 | DataType::UInt32 | DataType::UInt64));
+        }
+    }
+}
+
+#[tokio::test]
+async fn sealed_rows_are_read_back_device_by_device_with_their_bounds_in_the_manifest() {
+    let (folder, archive) = folder();
+    assert_eq!(archive.newest().await.expect("readable"), None);
+    let rows = [window(5, "b", 120, 0), window(6, "a", 120, 0), window(7, "a", 60, 1)];
+    let sealed = archive.seal(None, at(9), minutes(&rows)).await.expect("seals");
+    assert_eq!((sealed.version, sealed.position, sealed.files.len()), (1, at(9), 1));
+    assert_eq!(archive.newest().await.expect("readable"), Some(sealed.clone()));
+
+    let entry = &sealed.files[0];
+    assert_eq!(entry.path, "archive/gpu_windows_1m/day=1970-01-01/0000000001-0.parquet");
+    assert_eq!((entry.rows, entry.positions), (3, (at(5), at(7))));
+    let bounds = |name: &str| (entry.columns[name].min.clone().expect("min"), entry.columns[name].max.clone().expect("max"));
+    assert_eq!(bounds("window_at"), (encode::Bound::Int(60_000_000), encode::Bound::Int(120_000_000)));
+    assert_eq!(bounds("host"), (encode::Bound::Text("a".to_owned()), encode::Bound::Text("b".to_owned())));
+    assert_eq!(bounds("revision"), (encode::Bound::Int(0), encode::Bound::Int(1)));
+    archive.verify(entry).await.expect("as written");
+
+    let batch = read(&folder, entry);
+    let sequences: Vec<i64> = batch["_seq"].as_primitive::<Int64Type>().values().to_vec();
+    assert_eq!(sequences, [7, 6, 5], "host, GPU, window");
+    assert_eq!(batch["covered_ms"].as_primitive::<Int64Type>().value(0), 60_000);
+    assert_eq!(batch["revision"].as_primitive::<Int32Type>().value(0), 1);
+    assert_eq!(batch["pool"].null_count(), 3);
+}
+
+#[tokio::test]
+async fn of_two_sealers_exactly_one_wins_and_the_other_leaves_no_file() {
+    let (folder, archive) = folder();
+    let one = archive.seal(None, at(1), minutes(&[window(1, "a", 60, 0)])).await.expect("seals");
+    let rival = Archive::open(&format!("file://{}", folder.path().display()), &cell()).expect("opens");
+    let (first, second) = tokio::join!(
+        archive.seal(Some(&one), at(2), minutes(&[window(2, "a", 120, 0)])),
+        rival.seal(Some(&one), at(3), minutes(&[window(2, "a", 120, 0), window(3, "a", 180, 0)])),
+    );
+    let (winner, loser) = match (first, second) {
+        (Ok(winner), Err(loser)) | (Err(loser), Ok(winner)) => (winner, loser),
+        (first, second) => panic!("not exactly one winner: {first:?} {second:?}"),
+    };
+    assert!(matches!(loser, Error::Taken { version: 2 }), "{loser}");
+    assert_eq!(archive.newest().await.expect("readable"), Some(winner.clone()));
+    let named: BTreeSet<_> = winner.files.iter().map(|entry| folder.path().join(&entry.path).display().to_string()).collect();
+    assert_eq!(files_on_disk(&folder), named);
+    for entry in &winner.files {
+        archive.verify(entry).await.expect("the winner's files are untouched");
+    }
+}
+
+#[tokio::test]
+async fn a_seal_never_goes_back_and_an_empty_one_moves_the_position_without_files() {
+    let (folder, archive) = folder();
+    let one = archive.seal(None, at(9), Vec::new()).await.expect("seals nothing");
+    assert_eq!((one.position, one.files.len()), (at(9), 0));
+    let error = archive.seal(Some(&one), at(8), minutes(&[window(8, "a", 0, 0)])).await.expect_err("goes back");
+    assert_eq!(error.to_string(), "cannot seal up to 0:8: version 1 already holds everything up to 0:9");
+    assert!(files_on_disk(&folder).is_empty());
+}
+
+#[tokio::test]
+async fn a_long_chain_of_versions_reads_back_the_same_from_anywhere() {
+    let (_folder, archive) = folder();
+    let mut newest = None;
+    let mut known = None;
+    for n in 1..=BASE_EVERY + 3 {
+        let rows = if n % 20 == 0 { minutes(&[window(n, "a", n as i64 * 60, 0)]) } else { Vec::new() };
+        newest = Some(archive.seal(newest.as_ref(), at(n), rows).await.expect("seals"));
+        if n == 10 {
+            known = newest.clone();
+        }
+    }
+    let newest = newest.expect("sealed");
+    assert_eq!(newest.files.len(), 3);
+    assert_eq!(archive.newest().await.expect("readable"), Some(newest.clone()));
+    assert_eq!(archive.newer_than(known.as_ref()).await.expect("readable"), Some(newest.clone()));
+    assert_eq!(archive.newer_than(Some(&newest)).await.expect("readable"), None);
+}
+
+#[tokio::test]
+async fn rows_of_a_mad_clock_share_one_folder_without_a_day() {
+    let (_folder, archive) = folder();
+    let days = crate::archive::DAYS_MAX as i64 + 5;
+    let rows: Vec<_> = (0..days).map(|day| rejected(day as u64, day * DAY_S)).collect();
+    let batch = table::batch(Table::Rejected, &cell(), &rows).expect("rows");
+    let sealed = archive.seal(None, at(100), vec![(Table::Rejected, vec![batch])]).await.expect("seals");
+    assert_eq!(sealed.files.len(), crate::archive::DAYS_MAX + 1);
+    let dayless: Vec<_> = sealed.files.iter().filter(|entry| entry.path.contains("__HIVE_DEFAULT_PARTITION__")).collect();
+    assert_eq!(dayless.iter().map(|entry| entry.rows).collect::<Vec<_>>(), [5]);
+    assert_eq!(sealed.files.iter().map(|entry| entry.rows).sum::<u64>(), days as u64);
+}
+
+#[tokio::test]
+async fn absent_and_damaged_files_are_named() {
+    let (folder, archive) = folder();
+    let sealed = archive.seal(None, at(1), minutes(&[window(1, "a", 60, 0)])).await.expect("seals");
+    let entry = &sealed.files[0];
+    let path = folder.path().join(&entry.path);
+    let mut bytes = fs::read(&path).expect("the file");
+
+    bytes[20] ^= 1;
+    fs::write(&path, &bytes).expect("damaged");
+    let error = archive.verify(entry).await.expect_err("damaged").to_string();
+    assert!(error.starts_with(&format!("{} is damaged: hash siphash128:", entry.path)), "{error}");
+    fs::write(&path, &bytes[..100]).expect("cut");
+    let error = archive.verify(entry).await.expect_err("cut").to_string();
+    assert_eq!(error, format!("{} is damaged: 100 bytes, the manifest says {}", entry.path, entry.bytes));
+    fs::remove_file(&path).expect("removed");
+    assert_eq!(archive.verify(entry).await.expect_err("absent").to_string(), format!("{} is missing from the archive", entry.path));
+
+    fs::write(folder.path().join("manifest/local/0000000001.json"), "{\"version\":").expect("damaged");
+    let error = archive.newest().await.expect_err("damaged manifest").to_string();
+    assert!(error.starts_with("manifest/local/0000000001.json is damaged: EOF"), "{error}");
+    assert!(matches!(archive.manifest(7).await, Err(Error::Absent { .. })));
+}
+
+#[test]
+fn addresses_that_cannot_be_used_say_why() {
+    let refused = |url: &str| Archive::open(url, &cell()).expect_err("refused").to_string();
+    assert_eq!(refused("s3://bucket/x"), "archive \"s3://bucket/x\": scheme \"s3\" is not supported yet: give a folder or a file:// URL");
+    assert_eq!(refused("file://x"), "archive \"file://x\": a file URL needs an absolute path: file:///folder");
+    assert!(refused("").contains("empty path"));
+}
+
+#[test]
+fn a_row_of_another_table_is_refused() {
+    let error = table::batch(Table::Rejected, &cell(), &[window(1, "a", 0, 0)]).expect_err("a window is no rejection");
+    assert_eq!(error.to_string(), "a row of gpu_windows_1m was given for table rejected");
+}
