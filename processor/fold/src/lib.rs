@@ -5,6 +5,7 @@
 pub mod ring;
 pub mod cluster;
 pub mod placement;
+pub mod conformance;
 pub mod durable;
 
 use plimsoll_schemas::id::{CellId, DeviceKey, Position};

@@ -1,0 +1,309 @@
+//! What each op means: the case's input in, the core's answer out.
+
+use std::collections::BTreeMap;
+
+use plimsoll_schemas::id::{DeviceKey, GpuUuid, HostId, Slot};
+use plimsoll_schemas::out::Outcome;
+use plimsoll_schemas::reading::{Number, Reading};
+use plimsoll_schemas::reason::Reason;
+use plimsoll_schemas::request::{Bundle, Place, WHOLE_MILLI};
+use plimsoll_schemas::sample::{Field, ZERO_CELSIUS_MK};
+use plimsoll_schemas::time::{EventTime, NS_PER_S};
+use plimsoll_schemas::validate::{self, Context, FUTURE_MS_AGENT, Registered};
+use serde_json::{Value, json};
+
+use super::input::{Input, number, whole};
+use crate::cluster::{Cluster, Member, Sum};
+use crate::placement::candidate::Candidate;
+use crate::placement::distribute::{Split, capacity, uniform};
+use crate::placement::score::{self, Inputs};
+use crate::placement::{Refused, Settings, lease, select, vram};
+use crate::ring::{Pushed, RECENT, Ring};
+
+/// The clock that samples are judged by: 2027-01-15T08:00:00Z.
+const NOW: EventTime = EventTime(1_800_000_000 * NS_PER_S);
+/// Millionths, for what the core would hold in coarser units.
+const MICRO: i32 = 1_000_000;
+
+/// The answer to one case, a sentence about what is wrong with the case, or nothing if there is no such op yet.
+pub(super) fn answer(op: &str, input: &Value) -> Option<Result<Value, String>> {
+    let input = Input(input);
+    Some(match op {
+        "sample.validate" => sample_validate(input),
+        "score.headroom" => score_headroom(input),
+        "select.best" => select_best(input),
+        "distribute.uniform" => distribute_uniform(input),
+        "distribute.capacity" => distribute_capacity(input),
+        "vram.limit" => vram_limit(input),
+        "aggregate.cluster" => aggregate_cluster(input),
+        "history.ring" => history_ring(input),
+        "lease.duration_ms" => lease_duration(input).map(|ms| json!(ms)),
+        "lease.heartbeat" => lease_heartbeat(input),
+        _ => return None,
+    })
+}
+
+/// Units of a case: bytes, percent, °C, W, MHz, seconds.
+fn sample_validate(input: Input<'_>) -> Result<Value, String> {
+    let mut reading = Reading::default();
+    let as_is = |value: Number| value;
+    let milli = |value: Number| match value {
+        Number::Int(int) => Number::Int(int.saturating_mul(1_000)),
+        Number::Float(float) => Number::Float(float * 1_000.0),
+    };
+    let millikelvin = |value: Number| Number::Float(value.as_f64() * 1_000.0 + ZERO_CELSIUS_MK as f64);
+    let fields: [(&str, Field, &dyn Fn(Number) -> Number); 6] = [
+        ("used", Field::MemoryUsedBytes, &as_is),
+        ("total", Field::MemoryTotalBytes, &as_is),
+        ("util", Field::UtilPercent, &as_is),
+        ("temp", Field::TemperatureMk, &millikelvin),
+        ("power", Field::PowerMw, &milli),
+        ("clock", Field::SmClockMhz, &as_is),
+    ];
+    for (key, field, convert) in fields {
+        if let Some(value) = input.number(key)? {
+            reading.set(field, convert(value));
+        }
+    }
+    let memory_total_bytes = input.has("registered_total").then(|| input.unsigned("registered_total")).transpose()?;
+    let registered = Registered { memory_total_bytes, power_limit_max_mw: None };
+    let sampled_at_ns = match input.number("timestamp_s")? {
+        None => i128::from(NOW.0),
+        Some(Number::Int(seconds)) => seconds.saturating_mul(i128::from(NS_PER_S)),
+        Some(Number::Float(seconds)) if seconds.is_nan() => return Ok(json!([Reason::NotFinite.code()])),
+        // A cast from float saturates: infinity is far in the future.
+        Some(Number::Float(seconds)) => (seconds * NS_PER_S as f64) as i128,
+    };
+    let context = Context {
+        accepting: input.get("state").is_none_or(|state| !matches!(state.as_str(), Some("shutting_down" | "stopping" | "stopped" | "starting"))),
+        registered: (input.get("device").and_then(Value::as_str) != Some("unregistered")).then_some(registered),
+        sampled_at_ns,
+        now: NOW,
+        future_ms: FUTURE_MS_AGENT,
+    };
+    let codes: Vec<_> = validate::validate(&reading, &context).violations.iter().map(|violation| violation.reason.code()).collect();
+    Ok(if codes.is_empty() { json!("accept") } else { json!(codes) })
+}
+
+fn score_headroom(input: Input<'_>) -> Result<Value, String> {
+    let fields = ["used_bytes", "total_bytes", "max_bytes", "util_pct", "temp_c"];
+    for key in fields {
+        if input.number(key)?.is_some_and(|value| !value.as_f64().is_finite()) {
+            return Ok(json!(format!("rejected:{}", Reason::NotFinite)));
+        }
+    }
+    for key in &fields[..3] {
+        input.required(key)?;
+    }
+    let inputs = Inputs {
+        used_bytes: input.scaled("used_bytes", 1, 0)?.unwrap_or(0),
+        total_bytes: input.scaled("total_bytes", 1, 0)?.unwrap_or(0),
+        max_bytes: input.scaled("max_bytes", 1, 0)?.unwrap_or(0),
+        util_micro: input.scaled("util_pct", MICRO / 100, 0)?.unwrap_or(score::MICRO),
+        temperature_uk: input.scaled("temp_c", MICRO, ZERO_CELSIUS_MK * 1_000)?,
+    };
+    let (numerator, denominator) = score::headroom(&inputs).fraction();
+    Ok(json!(numerator as f64 / denominator as f64))
+}
+
+/// All devices stand on one host; their order by id is the order of their keys.
+fn select_best(input: Input<'_>) -> Result<Value, String> {
+    let min_free = input.number("min_free")?.unwrap_or(Number::Int(0));
+    let Some(vram_bytes) = whole(min_free).and_then(|bytes| u64::try_from(bytes).ok()) else {
+        return Ok(json!("error:min_free"));
+    };
+    let host: HostId = "host".parse().map_err(|error: plimsoll_schemas::id::IdError| error.to_string())?;
+    let mut devices = BTreeMap::new();
+    for device in input.array("devices")? {
+        let uuid: GpuUuid = Input(device).text("id")?.parse().map_err(|error: plimsoll_schemas::id::IdError| error.to_string())?;
+        devices.insert(uuid, Input(device));
+    }
+    let candidates =
+        devices.iter().zip(0..).map(|((uuid, &device), key)| candidate(uuid, &host, DeviceKey(key), device)).collect::<Result<Vec<_>, String>>()?;
+    let request = Place {
+        request_id: "case".to_owned(),
+        bundles: vec![Bundle { count: 1, milli: WHOLE_MILLI, vram_bytes, mig_profile: None }],
+        model: None,
+        workload: None,
+        duration_ms: None,
+        priority: 0,
+        lease_ttl_ms: None,
+        labels: BTreeMap::new(),
+    };
+    let choice = select::choose(&candidates, &request, &Settings::default());
+    Ok(json!(match (choice.outcome, choice.picks.first(), choice.reason) {
+        (Outcome::Placed, Some(pick), _) => candidates[pick.candidate].uuid.to_string(),
+        (_, _, Some(Reason::NoHeadroom)) => "rejected:zero_score".to_owned(),
+        (_, _, reason) => format!("rejected:{}", reason.map_or("", Reason::code)),
+    }))
+}
+
+fn candidate<'a>(uuid: &'a GpuUuid, host: &'a HostId, key: DeviceKey, device: Input<'_>) -> Result<Candidate<'a>, String> {
+    let said_nothing = !["used", "total", "util", "temp"].into_iter().any(|key| device.has(key));
+    Ok(Candidate {
+        device: key,
+        uuid,
+        host,
+        slot: Slot(0),
+        gpu_index: 0,
+        model: "",
+        memory_total_bytes: device.scaled("total", 1, 0)?,
+        memory_used_bytes: device.scaled("used", 1, 0)?,
+        util_percent: device.scaled("util", 1, 0)?,
+        temperature_mk: device.scaled("temp", 1_000, ZERO_CELSIUS_MK)?,
+        slowdown_temperature_mk: device.scaled("slowdown_temp", 1_000, ZERO_CELSIUS_MK)?,
+        gate: if device.flag("stale") { Some(Reason::Stale) } else { said_nothing.then_some(Reason::NoSample) },
+        reserved_milli: 0,
+        reserved_vram_bytes: device.scaled("reserved", 1, 0)?.unwrap_or(0),
+    })
+}
+
+fn distribute_uniform(input: Input<'_>) -> Result<Value, String> {
+    let devices = input.array("devices")?;
+    let names: Vec<&str> = devices.iter().filter_map(Value::as_str).collect();
+    if names.len() != devices.len() {
+        return Err("devices are not all texts".to_owned());
+    }
+    Ok(match (items(input)?, cap(input)?) {
+        (Some(items), Some(cap)) => split(uniform(items, names, cap)),
+        (None, _) => json!("error:items"),
+        (_, None) => json!("error:max_per_device"),
+    })
+}
+
+fn distribute_capacity(input: Input<'_>) -> Result<Value, String> {
+    let capacities = input.get("capacities").and_then(Value::as_object).ok_or("capacities is not an object")?;
+    let numbers = capacities.iter().map(|(name, value)| Some((name.as_str(), number(value)?))).collect::<Option<BTreeMap<_, _>>>();
+    let numbers = numbers.ok_or("capacities are not all numbers")?;
+    // Fractions keep six digits; a capacity that is no number or beyond 64 bits is none.
+    let scale = if numbers.values().all(|&value| whole(value).is_some()) { 1 } else { MICRO };
+    let weights = numbers.iter().map(|(&name, &value)| Some((name, weight(value, scale)?))).collect::<Option<BTreeMap<_, _>>>();
+    Ok(match (items(input)?, cap(input)?, weights) {
+        (Some(items), Some(cap), Some(weights)) => split(capacity(items, &weights, cap)),
+        (None, _, _) => json!("error:items"),
+        (_, None, _) => json!("error:max_per_device"),
+        (_, _, None) => json!("error:invalid_capacity"),
+    })
+}
+
+fn weight(value: Number, scale: i32) -> Option<i64> {
+    let scaled = match value {
+        Number::Int(int) => int.checked_mul(i128::from(scale))?,
+        Number::Float(float) if float.is_finite() => (float * f64::from(scale)).round() as i128,
+        Number::Float(_) => return None,
+    };
+    i64::try_from(scaled).ok()
+}
+
+/// How many items, or nothing if that is no count.
+fn items(input: Input<'_>) -> Result<Option<u64>, String> {
+    Ok(whole(input.required("items")?).and_then(|items| u64::try_from(items).ok()))
+}
+
+/// The cap if there is one, or nothing if what is given cannot be one.
+fn cap(input: Input<'_>) -> Result<Option<Option<i64>>, String> {
+    Ok(match input.number("max_per_device")? {
+        None => Some(None),
+        Some(cap) => whole(cap).and_then(|cap| i64::try_from(cap).ok()).map(Some),
+    })
+}
+
+fn split(split: Result<Split<&str>, Refused>) -> Value {
+    match split {
+        Ok(split) => json!({ "counts": split.counts, "unassigned": split.unassigned }),
+        Err(Refused { reason: Reason::InvalidCap, .. }) => json!("error:max_per_device"),
+        Err(Refused { reason: Reason::ZeroWeights, .. }) => json!("error:zero_total_capacity"),
+        Err(Refused { reason: Reason::NegativeWeight, .. }) => json!("error:invalid_capacity"),
+        Err(Refused { reason, .. }) => json!(format!("error:{reason}")),
+    }
+}
+
+fn vram_limit(input: Input<'_>) -> Result<Value, String> {
+    let (total, share) = (input.unsigned("total_bytes")?, input.unsigned("limit_bp")?);
+    Ok(match u32::try_from(share) {
+        Ok(bp) if bp <= vram::LIMIT_BP_MAX => json!(vram::limit(total, bp)),
+        _ => json!("error:limit_bp"),
+    })
+}
+
+/// Units of a case: bytes, percent, °C, W. Millionths of them go through the same sums as the fold's own integers.
+fn aggregate_cluster(input: Input<'_>) -> Result<Value, String> {
+    let samples = input.array("samples")?;
+    let stale = samples.iter().filter(|&sample| Input(sample).flag("stale")).count() as u64;
+    let fresh = samples.iter().map(Input).filter(|sample| !sample.flag("stale"));
+    let members = fresh
+        .map(|sample| {
+            Ok(Member {
+                memory_total_bytes: sample.scaled("total", 1, 0)?,
+                memory_used_bytes: sample.scaled("used", 1, 0)?,
+                util: sample.scaled("util", MICRO, 0)?,
+                temperature: sample.scaled("temp", MICRO, ZERO_CELSIUS_MK * 1_000)?,
+                power: sample.scaled("power", MICRO, 0)?,
+            })
+        })
+        .collect::<Result<Vec<_>, String>>()?;
+    let Some(cluster) = Cluster::of(members, stale) else { return Ok(json!({ "rows": 0 })) };
+    let mean = |of: Sum| (of.count > 0).then(|| of.sum as f64 / of.count as f64 / f64::from(MICRO));
+    Ok(json!({
+        "rows": 1,
+        "device_count": cluster.device_count,
+        "stale_count": cluster.stale_count,
+        "total": bytes(cluster.memory_total_bytes),
+        "used": bytes(cluster.memory_used_bytes),
+        "available": bytes(cluster.memory_available_bytes),
+        "avg_util": mean(cluster.util),
+        "avg_temp": mean(cluster.temperature).map(|kelvin| kelvin - ZERO_CELSIUS_MK as f64 / 1_000.0),
+        "total_power": cluster.power.sum as f64 / f64::from(MICRO),
+    }))
+}
+
+/// A sum of bytes; one beyond 2^64 stays as near as JSON's numbers come.
+fn bytes(of: Sum) -> Value {
+    u64::try_from(of.sum).map_or_else(|_| json!(of.sum as f64), |sum| json!(sum))
+}
+
+/// Timestamps have no unit: only their order counts. They come back as they were given.
+fn history_ring(input: Input<'_>) -> Result<Value, String> {
+    let capacity = if input.has("max") { usize::try_from(input.unsigned("max")?).unwrap_or(usize::MAX) } else { RECENT };
+    if capacity == 0 {
+        return Ok(json!("error:max"));
+    }
+    let timestamps = input.array("timestamps")?;
+    let numbers = timestamps.iter().map(|value| number(value).filter(|number| number.as_f64().is_finite())).collect::<Option<Vec<_>>>();
+    let numbers = numbers.ok_or("timestamps are not all finite numbers")?;
+    let scale = if numbers.iter().all(|&value| whole(value).is_some()) { 1 } else { MICRO };
+    let mut ring = Ring::new(capacity);
+    let (mut dropped, mut duplicate) = (0, 0);
+    for (sequence, (&value, given)) in (1..).zip(numbers.iter().zip(timestamps)) {
+        let at = weight(value, scale).map(EventTime).ok_or_else(|| format!("timestamp {value} is beyond 64 bits"))?;
+        match ring.push((at, 1, sequence), given) {
+            Pushed::Newest | Pushed::Late => {}
+            Pushed::TooOld => dropped += 1,
+            Pushed::Duplicate => duplicate += 1,
+        }
+    }
+    Ok(json!({
+        "len": ring.len(),
+        "first": ring.iter().next().map(|(_, given)| given),
+        "last": ring.current().map(|(_, given)| given),
+        "current": ring.current().map(|(_, given)| given),
+        "late_counted": ring.late(),
+        "late_dropped": dropped,
+        "duplicate": duplicate,
+    }))
+}
+
+fn lease_duration(input: Input<'_>) -> Result<u64, String> {
+    Ok(lease::duration_ms(input.unsigned("period")?, input.unsigned("grace")?))
+}
+
+/// The lease is granted at 0 unless the case says when.
+fn lease_heartbeat(input: Input<'_>) -> Result<Value, String> {
+    let duration_ms = lease_duration(input)?;
+    let granted_ms = if input.has("granted_at_ms") { input.unsigned("granted_at_ms")? } else { 0 };
+    let expires_at_ms = lease::expires_at_ms(granted_ms, duration_ms);
+    Ok(match lease::renew(input.unsigned("at_ms")?, expires_at_ms, duration_ms) {
+        Ok(_) => json!("renewed"),
+        Err(lease::TooLate { .. }) => json!("refused:expired"),
+    })
+}
