@@ -1,0 +1,37 @@
+# Two commands matter: `make up` starts the whole pipeline on this machine, `make test` runs every test.
+# Both fetch and build everything they need, with the same build, so the second of them starts warm.
+
+TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+# nats-server from PATH goes first; the one `tools` unpacked is the fallback.
+export PATH := $(PATH):$(CURDIR)/.tools
+
+.DEFAULT_GOAL := help
+.PHONY: help up test check bench build tools
+
+help:
+	@echo "make up      start the whole pipeline here; ARGS='--hosts 4 --gpus 8', see: $(TARGET)/debug/plimsoll up --help"
+	@echo "make test    run every test"
+	@echo "make check   formatting, lints and documentation, all without warnings"
+	@echo "make bench   benchmarks (release build: takes long the first time)"
+
+up: build
+	@exec "$(TARGET)/debug/plimsoll" up $(ARGS)
+
+test: build
+	cargo test --workspace --locked
+
+# One command for everything, so that all crates share one set of features and nothing is built twice.
+build: tools
+	cargo build --workspace --all-targets --locked
+
+check: tools
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+bench: tools
+	cargo bench --workspace --locked
+
+# libclang and a C++ compiler for RocksDB, nats-server for running it. Says nothing where all is there.
+tools:
+	@deploy/tools/prepare.sh

@@ -1,0 +1,120 @@
+//! `plimsoll decisions`: the newest ones from SQL, or each as it is made from OUT.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Args;
+use plimsoll_schemas::id::TenantId;
+use plimsoll_schemas::out::{CloudEvent, Decided, Distributed, Outcome, Payload};
+
+use crate::broker::{Broker, Since};
+use crate::error::Error;
+use crate::output::{Flag, Format};
+use crate::{endpoint, postgres};
+
+/// Which decisions.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Go on and print each decision as it is made
+    #[arg(long)]
+    follow: bool,
+    /// Only this tenant's
+    #[arg(long)]
+    tenant: Option<TenantId>,
+    /// How many of the newest
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000), conflicts_with = "follow")]
+    limit: u32,
+    #[command(flatten)]
+    output: Flag,
+    #[command(flatten)]
+    endpoint: endpoint::Flags,
+}
+
+/// Lists or follows.
+pub async fn run(options: Options) -> Result<ExitCode, Error> {
+    let endpoints = options.endpoint.resolve()?;
+    if !options.follow {
+        postgres::ask(&endpoints, &question(options.tenant.as_ref(), options.limit)).await?.print(options.output.format)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let broker = Broker::connect(&endpoints).await?;
+    let tail = format!("decision.{}", options.tenant.as_ref().map_or("*", TenantId::as_str));
+    let mut follow = broker.follow(&[tail], Since::Now).await?;
+    let mut stdout = std::io::stdout();
+    let mut print = |line: &str| writeln!(stdout, "{line}").and_then(|()| stdout.flush()).map_err(Error::io("cannot write"));
+    match options.output.format {
+        Format::Table => print(&line("SEQ", "OUTCOME", "TENANT", "REQUEST", "WHERE OR WHY"))?,
+        Format::Csv => print("decision_seq,outcome,tenant,request_id,detail")?,
+        Format::Json => {}
+    }
+    loop {
+        tokio::select! {
+            next = follow.next() => {
+                let (event, bytes) = next?;
+                match options.output.format {
+                    // The event as it stands in OUT, one per line.
+                    Format::Json => print(&String::from_utf8_lossy(&bytes))?,
+                    format => if let Some(text) = row(&event, format) { print(&text)? },
+                }
+            }
+            _ = tokio::signal::ctrl_c() => return Ok(ExitCode::SUCCESS),
+        }
+    }
+}
+
+fn question(tenant: Option<&TenantId>, limit: u32) -> String {
+    let filter = tenant.map_or_else(String::new, |tenant| format!("WHERE r.tenant = '{tenant}' "));
+    format!(
+        "SELECT d.decision_seq, d.decided_at, d.outcome, r.tenant, d.request_id, r.n_gpus, d.reason, d.lease_id, d.policy \
+         FROM placement_decisions d LEFT JOIN placement_requests r ON r.request_id = d.request_id {filter}\
+         ORDER BY d.decision_seq DESC LIMIT {limit}"
+    )
+}
+
+fn line(sequence: &str, outcome: &str, tenant: &str, request: &str, detail: &str) -> String {
+    format!("{sequence:>6}  {outcome:<9} {tenant:<12} {request:<26} {detail}")
+}
+
+fn row(event: &CloudEvent, format: Format) -> Option<String> {
+    let (sequence, outcome, tenant, request, detail) = match &event.data {
+        Payload::Decided(decided) => (decided.decision_seq, decided.outcome, &decided.tenant, &decided.request_id, placed(decided)),
+        Payload::Distributed(split) => (split.decision_seq, split.outcome, &split.tenant, &split.request_id, distributed(split)),
+        Payload::Lease(_) | Payload::Device(_) | Payload::Host(_) | Payload::Rejected(_) | Payload::Gap(_) => return None,
+    };
+    let sequence = sequence.to_string();
+    Some(match format {
+        Format::Csv => {
+            let mut writer = csv::Writer::from_writer(Vec::new());
+            writer.write_record([&sequence, outcome.code(), tenant.as_str(), request, &detail]).ok()?;
+            String::from_utf8(writer.into_inner().ok()?).ok()?.trim_end().to_owned()
+        }
+        Format::Table | Format::Json => line(&sequence, outcome.code(), tenant.as_str(), request, &detail),
+    })
+}
+
+/// Where a placement went, or why it did not.
+pub fn placed(decided: &Decided) -> String {
+    if decided.outcome == Outcome::Placed
+        && let Some(first) = decided.assignments.first()
+    {
+        let slots: Vec<String> = decided.assignments.iter().map(|gpu| gpu.slot.0.to_string()).collect();
+        let lease = decided.lease.as_ref().map_or_else(String::new, |lease| format!(", lease {}", lease.lease_id));
+        return format!("{} GPU {}{lease}", first.host, slots.join(","));
+    }
+    why(decided.reason.map(|reason| reason.code()), decided.detail.as_deref())
+}
+
+fn distributed(split: &Distributed) -> String {
+    if split.outcome == Outcome::Placed {
+        return format!("{} items over {} GPUs, {} left over", split.counts.values().sum::<u64>(), split.counts.len(), split.unassigned);
+    }
+    why(split.reason.map(|reason| reason.code()), split.detail.as_deref())
+}
+
+fn why(reason: Option<&str>, detail: Option<&str>) -> String {
+    match (reason, detail) {
+        (Some(reason), Some(detail)) => format!("{reason}: {detail}"),
+        (Some(text), None) | (None, Some(text)) => text.to_owned(),
+        (None, None) => "no reason given".to_owned(),
+    }
+}

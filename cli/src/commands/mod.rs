@@ -1,0 +1,13 @@
+//! One file per command; each is what is asked, how it is asked and how the answer is shown.
+
+pub mod conformance;
+pub mod control;
+pub mod decisions;
+pub mod leases;
+pub mod place;
+pub mod release;
+pub mod sql;
+pub mod status;
+
+/// Exit code of a request that was decided against: not a failure of the command, and not a success for the asker.
+pub const NOT_PLACED: u8 = 3;

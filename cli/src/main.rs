@@ -1,0 +1,90 @@
+//! `plimsoll`: starts the whole pipeline on one machine, and is the operator's tool for one that runs.
+
+mod broker;
+mod commands;
+mod endpoint;
+mod error;
+mod output;
+mod postgres;
+mod up;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Error;
+
+/// The load line for GPU fleets: how loaded every GPU is and was, where the next job fits, and capacity questions in SQL.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start everything on this machine: nats-server, processor, query and an agent
+    Up(up::Options),
+    /// Show the cell: hosts, GPUs by state, how fresh the answers are
+    Status(commands::status::Options),
+    /// Ask a question in SQL
+    Sql(commands::sql::Options),
+    /// Ask for GPUs and wait for the decision
+    Place(commands::place::Options),
+    /// Give a lease back
+    Release(commands::release::Options),
+    /// List the leases that have not ended
+    Leases(commands::leases::Options),
+    /// List the newest placement decisions, or follow them
+    Decisions(commands::decisions::Options),
+    /// Make hosts placeable
+    Enrol(commands::control::Enrol),
+    /// Take a host or a GPU out of service for new placements
+    Cordon(commands::control::Target),
+    /// Put a host or a GPU back into service
+    Uncordon(commands::control::Target),
+    /// Run recorded cases against the pure core and show what was expected and what was given
+    Conformance(commands::conformance::Options),
+    /// Run a program that ends when its parent does
+    #[command(hide = true)]
+    Child(up::child::Exec),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // One thread: `up` starts its parts from it, and a part is told to end when the thread that started it does.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&Error::Io { what: "cannot start the async runtime".to_owned(), source: error }),
+    };
+    match runtime.block_on(run(cli.command)) {
+        Ok(code) => code,
+        Err(error) if error.is_closed_pipe() => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+async fn run(command: Command) -> Result<ExitCode, Error> {
+    match command {
+        Command::Up(options) => up::run(options).await,
+        Command::Status(options) => commands::status::run(options).await,
+        Command::Sql(options) => commands::sql::run(options).await,
+        Command::Place(options) => commands::place::run(options).await,
+        Command::Release(options) => commands::release::run(options).await,
+        Command::Leases(options) => commands::leases::run(options).await,
+        Command::Decisions(options) => commands::decisions::run(options).await,
+        Command::Enrol(options) => commands::control::enrol(options).await,
+        Command::Cordon(options) => commands::control::cordon(options).await,
+        Command::Uncordon(options) => commands::control::uncordon(options).await,
+        Command::Conformance(options) => commands::conformance::run(&options),
+        Command::Child(exec) => Err(up::child::become_program(&exec)),
+    }
+}
+
+fn fail(error: &Error) -> ExitCode {
+    // Nothing is left to do where even stderr is gone.
+    let _ = writeln!(std::io::stderr(), "plimsoll: {error}");
+    ExitCode::FAILURE
+}

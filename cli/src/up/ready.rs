@@ -1,0 +1,43 @@
+//! When everything is ready: each service says so, and the first samples have come out at the end of the pipeline.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::endpoint::Endpoints;
+use crate::error::Error;
+use crate::postgres;
+use crate::up::http;
+
+/// A catch-up after a long pause takes its time; longer than this is a fault.
+const TIMEOUT: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(200);
+const FIRST_SAMPLES: &str = "SELECT count(*) AS devices FROM devices WHERE valid_to IS NULL";
+
+/// Waits until everything is ready; the error says what is not.
+pub async fn wait(endpoints: &Endpoints, logs: &Path) -> Result<(), Error> {
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        let Err(waiting_for) = check(endpoints).await else { return Ok(()) };
+        if Instant::now() >= deadline {
+            return Err(Error::NotReady { seconds: TIMEOUT.as_secs(), waiting_for, logs: logs.to_owned() });
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+async fn check(endpoints: &Endpoints) -> Result<(), String> {
+    for (name, address) in [("processor", &endpoints.processor), ("agent", &endpoints.agent), ("query", &endpoints.query)] {
+        match http::get(&format!("{address}/readyz")).await {
+            Ok((200, _)) => {}
+            Ok((status, body)) => return Err(format!("{name} is not ready: {status} {body}")),
+            Err(error) => return Err(format!("{name} does not answer on {address}/readyz: {error}")),
+        }
+    }
+    let table = postgres::ask(endpoints, FIRST_SAMPLES).await.map_err(|error| error.to_string())?;
+    match table.first("devices") {
+        Some("0") | None => Err("no GPU has come out at the end of the pipeline yet".to_owned()),
+        Some(_) => Ok(()),
+    }
+}
