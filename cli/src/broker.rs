@@ -96,7 +96,9 @@ impl Broker {
         let stream = self.jetstream.get_stream(&name).await.map_err(|error| failed(error.to_string()))?;
         let deliver_policy = match since {
             Since::Now => DeliverPolicy::New,
-            Since::Last(count) => DeliverPolicy::ByStartSequence { start_sequence: stream.cached_info().state.last_sequence.saturating_sub(count) + 1 },
+            Since::Last(count) => {
+                DeliverPolicy::ByStartSequence { start_sequence: stream.cached_info().state.last_sequence.saturating_sub(count) + 1 }
+            }
         };
         let filter_subjects = tails.iter().map(|tail| format!("{ROOT}.{}.out.{tail}", self.cell)).collect();
         let config = pull::OrderedConfig { filter_subjects, deliver_policy, ..Default::default() };
@@ -126,7 +128,8 @@ impl Follow {
             Some(Err(error)) => return Err(failed(error.to_string())),
             None => return Err(failed("the consumer ended".to_owned())),
         };
-        let event = serde_json::from_slice(&message.payload).map_err(|error| failed(format!("{} holds what is no event: {error}", message.subject)))?;
+        let event =
+            serde_json::from_slice(&message.payload).map_err(|error| failed(format!("{} holds what is no event: {error}", message.subject)))?;
         Ok((event, message.payload.clone()))
     }
 }

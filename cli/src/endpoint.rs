@@ -72,7 +72,9 @@ impl Endpoints {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(format!("cannot read {}", path.display()))(error)),
         };
-        serde_json::from_str(&text).map(Some).map_err(|error| Error::Usage(format!("{} is damaged ({error}): delete it, the next `plimsoll up` writes it anew", path.display())))
+        serde_json::from_str(&text)
+            .map(Some)
+            .map_err(|error| Error::Usage(format!("{} is damaged ({error}): delete it, the next `plimsoll up` writes it anew", path.display())))
     }
 }
 

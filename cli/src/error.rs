@@ -58,7 +58,9 @@ pub enum Error {
         pid: String,
     },
     /// A port that is needed is taken.
-    #[error("port {port} on 127.0.0.1, needed for {what}, is taken by another program. Stop that one, or choose another port with {flag} (0 or --ports auto = any free one)")]
+    #[error(
+        "port {port} on 127.0.0.1, needed for {what}, is taken by another program. Stop that one, or choose another port with {flag} (0 or --ports auto = any free one)"
+    )]
     PortTaken {
         /// The port.
         port: u16,

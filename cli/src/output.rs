@@ -61,8 +61,12 @@ impl Table {
     /// One object per row, columns in order.
     pub fn to_json(&self) -> Value {
         let row = |row: &Vec<Option<String>>| -> Value {
-            let object: Map<String, Value> =
-                self.columns.iter().zip(row).map(|((name, kind), cell)| (name.clone(), cell.as_deref().map_or(Value::Null, |text| value(*kind, text)))).collect();
+            let object: Map<String, Value> = self
+                .columns
+                .iter()
+                .zip(row)
+                .map(|((name, kind), cell)| (name.clone(), cell.as_deref().map_or(Value::Null, |text| value(*kind, text))))
+                .collect();
             Value::Object(object)
         };
         Value::Array(self.rows.iter().map(row).collect())

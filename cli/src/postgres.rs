@@ -23,8 +23,11 @@ pub async fn ask(endpoints: &Endpoints, sql: &str) -> Result<Table, Error> {
         match message {
             SimpleQueryMessage::RowDescription(columns) => {
                 table = Table::default();
-                table.columns =
-                    columns.iter().enumerate().map(|(index, column)| (column.name().to_owned(), kinds.get(index).copied().unwrap_or(Kind::Text))).collect();
+                table.columns = columns
+                    .iter()
+                    .enumerate()
+                    .map(|(index, column)| (column.name().to_owned(), kinds.get(index).copied().unwrap_or(Kind::Text)))
+                    .collect();
             }
             SimpleQueryMessage::Row(row) => table.rows.push((0..row.len()).map(|index| row.get(index).map(str::to_owned)).collect()),
             // The library may add kinds of messages; what is neither header nor row shows nothing.
@@ -45,7 +48,8 @@ async fn connect(address: &str) -> Result<Client, Error> {
 }
 
 fn config(address: &str) -> Result<Config, Error> {
-    let wrong = |detail: String| Error::Usage(format!("{address:?} is no address of a query service ({detail}): give host:port or a postgres:// URL"));
+    let wrong =
+        |detail: String| Error::Usage(format!("{address:?} is no address of a query service ({detail}): give host:port or a postgres:// URL"));
     let mut config = if address.contains("://") || address.contains('=') {
         address.parse::<Config>().map_err(|error| wrong(error.to_string()))?
     } else {

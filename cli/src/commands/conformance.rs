@@ -41,7 +41,13 @@ fn table(outcomes: &[&Outcome]) -> Table {
     let columns = ["id", "op", "verdict", "expected", "given"].map(|name| (name.to_owned(), Kind::Text)).to_vec();
     let row = |outcome: &&Outcome| {
         let given = if outcome.verdict == Verdict::NotYet { None } else { Some(outcome.given.to_string()) };
-        vec![Some(outcome.id.clone()), Some(outcome.op.clone()), Some(outcome.verdict.code().replace('_', " ")), Some(outcome.expected.to_string()), given]
+        vec![
+            Some(outcome.id.clone()),
+            Some(outcome.op.clone()),
+            Some(outcome.verdict.code().replace('_', " ")),
+            Some(outcome.expected.to_string()),
+            given,
+        ]
     };
     Table { columns, rows: outcomes.iter().map(row).collect() }
 }

@@ -40,7 +40,9 @@ fn question(tenant: Option<&TenantId>, all: bool) -> String {
         wanted.push(format!("tenant = '{tenant}'"));
     }
     let filter = if wanted.is_empty() { String::new() } else { format!("WHERE {} ", wanted.join(" AND ")) };
-    format!("SELECT lease_id, tenant, request_id, n_gpus, state, granted_at, expires_at, end_reason FROM leases {filter}ORDER BY granted_at DESC, lease_id LIMIT 1000")
+    format!(
+        "SELECT lease_id, tenant, request_id, n_gpus, state, granted_at, expires_at, end_reason FROM leases {filter}ORDER BY granted_at DESC, lease_id LIMIT 1000"
+    )
 }
 
 #[cfg(test)]

@@ -102,7 +102,13 @@ pub async fn ask(broker: &Broker, tenant: &TenantId, place: Place, since: Since,
                 Payload::Rejected(refused) if refused.source == format!("request.{tenant}") => {
                     hint = format!(" A request of this tenant was refused meanwhile: {} ({})", refused.reason.code(), refused.raw);
                 }
-                Payload::Decided(_) | Payload::Distributed(_) | Payload::Lease(_) | Payload::Device(_) | Payload::Host(_) | Payload::Rejected(_) | Payload::Gap(_) => {}
+                Payload::Decided(_)
+                | Payload::Distributed(_)
+                | Payload::Lease(_)
+                | Payload::Device(_)
+                | Payload::Host(_)
+                | Payload::Rejected(_)
+                | Payload::Gap(_) => {}
             }
         }
     }
@@ -167,7 +173,11 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 
 fn ttl_ms(text: &str) -> Result<u64, String> {
     let ms = duration(text)?.as_millis() as u64;
-    if (LEASE_TTL_MS_MIN..=LEASE_TTL_MS_MAX).contains(&ms) { Ok(ms) } else { Err(format!("a lease lives from {} s to {} d", LEASE_TTL_MS_MIN / 1_000, LEASE_TTL_MS_MAX / 86_400_000)) }
+    if (LEASE_TTL_MS_MIN..=LEASE_TTL_MS_MAX).contains(&ms) {
+        Ok(ms)
+    } else {
+        Err(format!("a lease lives from {} s to {} d", LEASE_TTL_MS_MIN / 1_000, LEASE_TTL_MS_MAX / 86_400_000))
+    }
 }
 
 /// An amount of memory: a whole number and B, KB, MB, GB, TB or KiB, MiB, GiB, TiB.

@@ -57,7 +57,9 @@ async fn holder(endpoints: &Endpoints, lease_id: &str) -> Result<TenantId, Error
     }
     let question = format!("SELECT tenant FROM leases WHERE lease_id = '{}'", lease_id.replace('\'', "''"));
     let found = postgres::ask(endpoints, &question).await?;
-    let tenant = found.first("tenant").ok_or_else(|| Error::Usage(format!("no lease {lease_id}: list them with `plimsoll leases --all`, or name its holder with --tenant")))?;
+    let tenant = found
+        .first("tenant")
+        .ok_or_else(|| Error::Usage(format!("no lease {lease_id}: list them with `plimsoll leases --all`, or name its holder with --tenant")))?;
     tenant.parse().map_err(|error: plimsoll_schemas::id::IdError| Error::Refused(error.to_string()))
 }
 

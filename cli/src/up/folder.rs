@@ -110,12 +110,17 @@ impl Folder {
         let Ok(pids) = serde_json::from_slice::<BTreeMap<String, u32>>(&bytes) else { return Ok(()) };
         let deadline = Instant::now() + LEFTOVER_TIMEOUT;
         loop {
-            let alive: Vec<String> = pids.iter().filter(|(part, pid)| is_running(part, **pid)).map(|(part, pid)| format!("{part} (process {pid})")).collect();
+            let alive: Vec<String> =
+                pids.iter().filter(|(part, pid)| is_running(part, **pid)).map(|(part, pid)| format!("{part} (process {pid})")).collect();
             if alive.is_empty() {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                return Err(Error::Usage(format!("still running from an earlier `plimsoll up` in {}: {}. Stop them, then try again", self.path.display(), alive.join(", "))));
+                return Err(Error::Usage(format!(
+                    "still running from an earlier `plimsoll up` in {}: {}. Stop them, then try again",
+                    self.path.display(),
+                    alive.join(", ")
+                )));
             }
             tokio::time::sleep(LEFTOVER_POLL).await;
         }

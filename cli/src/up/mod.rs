@@ -134,7 +134,12 @@ async fn live(supervisor: &mut Supervisor, options: &Options, report: Report, be
         error = supervisor.watch() => return Err(error),
         ready = ready::wait(&endpoints, &logs) => ready?,
     }
-    report.say(&Event::Ready { seconds: began.elapsed().as_secs_f64(), endpoints: &endpoints, pids: supervisor.pids(), data_dir: supervisor.folder().path() });
+    report.say(&Event::Ready {
+        seconds: began.elapsed().as_secs_f64(),
+        endpoints: &endpoints,
+        pids: supervisor.pids(),
+        data_dir: supervisor.folder().path(),
+    });
     if !options.no_demo {
         let lease = tokio::select! {
             error = supervisor.watch() => return Err(error),

@@ -28,7 +28,9 @@ pub fn find(named: Option<&Path>) -> Result<PathBuf, Error> {
             Err(error) => refused = refused.or(Some(error)),
         }
     }
-    Err(refused.unwrap_or_else(|| Error::NatsMissing { looked: "nats-server on PATH and .tools/nats-server in and above this folder and the program's".to_owned() }))
+    Err(refused.unwrap_or_else(|| Error::NatsMissing {
+        looked: "nats-server on PATH and .tools/nats-server in and above this folder and the program's".to_owned(),
+    }))
 }
 
 /// This folder and the program's, each with all above it.
@@ -42,7 +44,8 @@ fn check(path: &Path) -> Result<(), Error> {
     let unusable = |detail: String| Error::NatsUnusable { path: path.display().to_string(), detail };
     let output = Command::new(path).arg("--version").stdin(Stdio::null()).output().map_err(|error| unusable(format!("does not run ({error})")))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let version = text.trim().strip_prefix("nats-server: ").ok_or_else(|| unusable(format!("is no nats-server: --version says {:?}", text.trim())))?;
+    let version =
+        text.trim().strip_prefix("nats-server: ").ok_or_else(|| unusable(format!("is no nats-server: --version says {:?}", text.trim())))?;
     check_nats_version(version).map_err(|old| unusable(old.to_string()))
 }
 

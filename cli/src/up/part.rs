@@ -78,7 +78,8 @@ impl Source {
 /// True where NVIDIA's driver is loaded and its library can be found: then this machine's own GPUs are the default source.
 pub fn has_nvidia_driver() -> bool {
     let device = ["/dev/nvidiactl", "/dev/dxg"].iter().any(|path| Path::new(path).exists());
-    let folders = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/lib/wsl/lib", "/usr/local/nvidia/lib64"];
+    let folders =
+        ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/lib/wsl/lib", "/usr/local/nvidia/lib64"];
     device && folders.iter().any(|folder| Path::new(folder).join("libnvidia-ml.so.1").exists())
 }
 
@@ -147,6 +148,7 @@ impl Plan {
                 add("--nats", &self.nats_url());
                 add("--cell", &self.cell.as_str());
                 add("--http", &on(self.ports.agent));
+                add("--state-dir", &self.data_dir.join("agent"));
                 self.add_source(&mut add);
                 self.programs.join("plimsoll-agent")
             }
@@ -169,8 +171,8 @@ impl Plan {
             }
             Source::Sim { hosts, gpus } => {
                 add("--source", &"sim");
-                add("--hosts", &hosts.to_string());
-                add("--gpus", &gpus.to_string());
+                add("--sim-hosts", &hosts.to_string());
+                add("--sim-gpus", &gpus.to_string());
             }
         }
     }
@@ -194,7 +196,12 @@ impl Plan {
     /// Takes over the ports that a part says it listens on, so that it gets the same ones when it is started again.
     pub fn learn(&mut self, part: PartId, listening: &serde_json::Map<String, serde_json::Value>) {
         let port = |name: &str, current: u16| -> u16 {
-            listening.get(name).and_then(|address| address.as_str()).and_then(|address| address.rsplit_once(':')).and_then(|(_, port)| port.parse().ok()).unwrap_or(current)
+            listening
+                .get(name)
+                .and_then(|address| address.as_str())
+                .and_then(|address| address.rsplit_once(':'))
+                .and_then(|(_, port)| port.parse().ok())
+                .unwrap_or(current)
         };
         match part {
             PartId::Nats => {}

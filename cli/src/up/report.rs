@@ -170,7 +170,9 @@ fn sentence(event: &Event) -> String {
             format!("  {:<10} listening: {}", part.name(), addresses.join(", "))
         }
         Event::Ready { seconds, .. } => format!("ready after {seconds:.1} s"),
-        Event::Decided { decision } => format!("\nA placement decision, number {}: {} {}", decision.decision_seq, decision.outcome.code(), decisions::placed(decision)),
+        Event::Decided { decision } => {
+            format!("\nA placement decision, number {}: {} {}", decision.decision_seq, decision.outcome.code(), decisions::placed(decision))
+        }
         Event::Rows { about, table, .. } => format!("\n{about}\n{}", table.text("  ").trim_end()),
         Event::NotShown { why } => format!("\n({why})"),
         Event::Exited { part, status, log } => format!("{} ended by itself ({status}); the end of its log:\n{}", part.name(), log.trim_end()),

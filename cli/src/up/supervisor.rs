@@ -222,8 +222,9 @@ impl Supervisor {
         if let Some(lease) = self.demo.take()
             && self.running.contains_key(&PartId::Processor)
         {
+            let endpoints = self.endpoints();
             tokio::select! {
-                () = demo::give_back(&self.endpoints(), &lease) => {}
+                () = demo::give_back(&endpoints, &lease) => {}
                 () = self.stop.kill.cancelled() => {}
             }
         }

@@ -1,0 +1,11 @@
+//! What holds without anything running: who may import whom, and that what is deployed is well-formed.
+
+mod architecture;
+mod deploy;
+
+use std::path::PathBuf;
+
+/// The top of the repository.
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository").to_owned()
+}
