@@ -1,1 +1,19 @@
-//! Placeholder.
+//! The agent: one per GPU host. Reads a source, validates, numbers and publishes with acknowledgement; never disturbs the GPUs.
+//!
+//! Read in this order: a [`source`] says what it sees as a stream of [`source::Signal`]s; the [`collect`] loop turns them into frames
+//! and events through one [`host::Host`] per host; the [`buffer`] owns every record until the broker has acknowledged it; [`publish`]
+//! drains the buffer. [`http`] and [`metrics`] only look on. There is no disk spool here: what the buffer cannot hold is dropped,
+//! counted and reported as a gap.
+
+pub mod buffer;
+pub mod clock;
+pub mod collect;
+pub mod config;
+pub mod host;
+pub mod http;
+pub mod metrics;
+pub mod publish;
+pub mod run;
+pub mod source;
+pub mod state;
+pub mod status;

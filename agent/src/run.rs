@@ -1,0 +1,106 @@
+//! Puts the parts together: source thread, collector thread, publisher and HTTP on tokio; and takes them apart in order.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio_util::sync::CancellationToken;
+
+use crate::buffer::{Buffer, Limits};
+use crate::clock::{Stop, boot_id, wall_now};
+use crate::collect::Collector;
+use crate::config::{Config, SourceKind};
+use crate::host::Common;
+use crate::http::{Views, router};
+use crate::metrics::Metrics;
+use crate::publish::{Publisher, Target};
+use crate::source::sim::faults::Script;
+use crate::source::sim::{Settings, Sim};
+use crate::source::{Source, channel};
+use crate::state::next_epoch;
+use crate::status::Status;
+
+/// Most frames kept while the broker is away, whatever their size.
+const FRAMES_MAX: usize = 1_000_000;
+/// How long the publisher may drain at the end.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Runs the agent until `stop` is cancelled; then drains and returns.
+pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let metrics = Arc::new(Metrics::default());
+    let status = Arc::new(Status::default());
+    let buffer = Arc::new(Buffer::new(Limits { bytes: (config.buffer_mb as usize) << 20, frames: FRAMES_MAX }));
+    let epoch = next_epoch(config.state_dir.as_deref(), wall_now())?;
+    let source = source(&config, &metrics)?;
+    let listener = tokio::net::TcpListener::bind(config.http).await.with_context(|| format!("cannot listen on {}", config.http))?;
+    let target =
+        Target { url: config.nats.clone(), credentials: config.nats_creds.clone(), cell: config.cell.clone(), name: "plimsoll-agent".to_owned() };
+    let publisher = Publisher::connect(&target, buffer.clone(), status.clone(), metrics.clone()).await?;
+    let common =
+        Common { epoch, boot_id: boot_id(), source: source.name(), interval_ms: config.interval_ms, publish_ticks: config.publish_ticks as usize };
+    tracing::info!(source = source.name(), epoch, cell = %config.cell, nats = config.nats, "agent starts");
+    let collector = Collector::new(common, config.cell.clone(), buffer, status.clone(), metrics.clone());
+
+    let (outlet, signals) = channel();
+    let halt = Stop::default();
+    let source_halt = halt.clone();
+    std::thread::Builder::new().name("source".to_owned()).spawn(move || source.run(outlet, source_halt)).context("source thread")?;
+    let (collected, collector_done) = tokio::sync::oneshot::channel();
+    let work = move || {
+        collector.run(&signals);
+        let _ = collected.send(());
+    };
+    std::thread::Builder::new().name("collector".to_owned()).spawn(work).context("collector thread")?;
+    let drain = CancellationToken::new();
+    let publishing = tokio::spawn(publisher.run(drain.clone(), DRAIN));
+    let address = listener.local_addr().context("listener address")?;
+    let views = Views { status, metrics, interval_ms: config.interval_ms };
+    let serving = tokio::spawn(axum::serve(listener, router(views)).with_graceful_shutdown(drain.clone().cancelled_owned()).into_future());
+    announce(address)?;
+
+    stop.cancelled().await;
+    tracing::info!("agent stops");
+    halt.stop();
+    // A source that hangs in a driver is left behind: the process ends without it.
+    let _ = tokio::time::timeout(Duration::from_secs(2), collector_done).await;
+    drain.cancel();
+    let left = publishing.await.context("publisher")?;
+    if left > 0 {
+        tracing::warn!(left, "stopped with records that no broker has acknowledged");
+    }
+    serving.abort();
+    Ok(())
+}
+
+/// The source that the flags ask for.
+fn source(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Box<dyn Source>> {
+    match config.kind() {
+        SourceKind::Auto | SourceKind::Sim => {
+            let script = match &config.sim.sim_faults {
+                Some(path) => {
+                    let text = std::fs::read_to_string(path).with_context(|| format!("fault script {}", path.display()))?;
+                    Script::parse(&path.display().to_string(), &text)?
+                }
+                None => Script::default(),
+            };
+            let settings = Settings {
+                hosts: config.sim.sim_hosts.unwrap_or(1),
+                gpus: config.sim.sim_gpus,
+                seed: config.sim.seed,
+                interval_ms: config.interval_ms,
+                ticks: config.sim.sim_ticks,
+                speed: config.sim.sim_speed,
+                script,
+            };
+            Ok(Box::new(Sim::new(settings, metrics.clone())))
+        }
+    }
+}
+
+/// Prints the one line that says where the agent listens.
+fn announce(http: std::net::SocketAddr) -> anyhow::Result<()> {
+    let line = serde_json::json!({"event": "listening", "service": "agent", "http": http.to_string()});
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).context("standard output")
+}
