@@ -5,15 +5,15 @@
 //! drains the buffer. [`http`] and [`metrics`] only look on. There is no disk spool here: what the buffer cannot hold is dropped,
 //! counted and reported as a gap.
 
-pub mod buffer;
 pub mod clock;
-pub mod collect;
 pub mod config;
-pub mod host;
-pub mod http;
-pub mod metrics;
-pub mod publish;
-pub mod run;
 pub mod source;
+pub mod host;
+pub mod buffer;
+pub mod publish;
+pub mod collect;
 pub mod state;
 pub mod status;
+pub mod metrics;
+pub mod http;
+pub mod run;

@@ -384,10 +384,10 @@ mod tests {
     #[test]
     fn signals_are_plausible_and_belong_together() {
         use plimsoll_schemas::validate::{Context, FUTURE_MS_AGENT, Registered, validate};
-        let mut fleet = Fleet::new(42, 16, 8);
+        let mut fleet = Fleet::new(42, 64, 8);
         let (mut busy, mut idle) = (0, 0);
-        for _ in 0..900 {
-            for host in 0..16 {
+        for _ in 0..300 {
+            for host in 0..64 {
                 fleet.step(host, 1_000);
                 let model = fleet.hosts[host].model;
                 for gpu in 0..8 {
@@ -410,7 +410,7 @@ mod tests {
                 }
             }
         }
-        let share = |count: i32| count * 100 / (900 * 16 * 8);
+        let share = |count: i32| count * 100 / (300 * 64 * 8);
         assert!(share(busy) >= 15, "{} % of all readings are busy", share(busy));
         assert!(share(idle) >= 15, "{} % of all readings are idle", share(idle));
     }
