@@ -151,7 +151,7 @@ mod tests {
         check(Format::Csv, "host,gpus,busy\n\"a,b\",8,t\n,NaN,\n");
         check(
             Format::Json,
-            "[\n  {\n    \"busy\": true,\n    \"gpus\": 8,\n    \"host\": \"a,b\"\n  },\n  {\n    \"busy\": null,\n    \"gpus\": \"NaN\",\n    \"host\": null\n  }\n]\n",
+            "[\n  {\n    \"host\": \"a,b\",\n    \"gpus\": 8,\n    \"busy\": true\n  },\n  {\n    \"host\": null,\n    \"gpus\": \"NaN\",\n    \"busy\": null\n  }\n]\n",
         );
         check(Format::Table, " host  gpus  busy\n a,b      8  t\n        NaN\n");
     }
