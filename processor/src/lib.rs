@@ -1,1 +1,201 @@
-//! Placeholder.
+//! The processor of one cell: log → fold → store, outputs, tail and archive.
+//!
+//! Read in this order: what it is told ([`config`]) and shows ([`metrics`], [`health`]); the two streams ([`streams`], [`log`], [`out`],
+//! [`tick`]); the archive ([`seal`]) and the [`tail`]; the loop that ties them ([`engine`]); [`run`] connects all of it.
+
+pub mod config;
+pub mod error;
+pub mod metrics;
+pub mod health;
+pub mod streams;
+pub mod log;
+pub mod out;
+pub mod tick;
+pub mod seal;
+pub mod tail;
+pub mod engine;
+mod restore;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use config::Config;
+pub use error::Error;
+
+use engine::{Engine, Start, Wires};
+use health::Health;
+use log::Reader;
+use metrics::Metrics;
+use out::Publisher;
+use plimsoll_store::Store;
+use restore::Restored;
+use seal::Sealer;
+use streams::Streams;
+use tail::Tail;
+
+const LOOP: &str = "the loop";
+const PUBLISHER: &str = "the publisher";
+/// How long to wait for the error that explains why another part ended.
+const CAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// How long outputs may still be published after everything else has stopped.
+const STOP_PUBLISH_MAX: Duration = Duration::from_secs(3);
+
+/// The addresses really bound.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// HTTP.
+    pub http: SocketAddr,
+    /// Tail.
+    pub tail: SocketAddr,
+}
+
+/// Runs until `stop`, then drains, commits, seals and closes. `listening` is called once, when both ports are bound.
+pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce(Addresses)) -> Result<(), Error> {
+    let http = bind("http", config.http).await?;
+    let tail = bind("tail", config.tail).await?;
+    listening(Addresses { http: address(&http, config.http)?, tail: address(&tail, config.tail)? });
+    let (health, metrics) = (Health::default(), Metrics::default());
+    let mut parts = Parts::default();
+    let serving = health::serve(http, health.clone(), metrics.clone(), parts.closing.clone());
+    parts.start(
+        "the HTTP server",
+        async move { serving.await.map_err(|error| Error::PartEnded { part: "the HTTP server", detail: error.to_string() }) },
+    );
+    let opened = tokio::select! {
+        opened = open(&config, health, metrics) => opened?,
+        // Nothing was read yet, so giving up loses nothing.
+        () = stop.cancelled() => return Ok(()),
+    };
+    connect(&config, tail, opened, &mut parts, &stop);
+    parts.watch(&stop).await
+}
+
+/// Everything that must stand before the first record is read.
+struct Opened {
+    store: Store,
+    start: Start,
+    reader: Reader,
+    publisher: Publisher,
+    acked: watch::Receiver<u64>,
+    sealer: Sealer,
+    streams: Streams,
+    health: Health,
+    metrics: Metrics,
+}
+
+/// Opens and checks, in the order of what depends on what.
+async fn open(config: &Config, health: Health, metrics: Metrics) -> Result<Opened, Error> {
+    let Restored { store, state, mark, commit } = restore::open(config).await?;
+    health.store_opened();
+    health.folded(mark.position.sequence);
+    let streams = streams::open(config).await?;
+    let mut reader = Reader::new(config.cell.clone(), streams.clone(), mark, health.clone(), metrics.clone());
+    let log_end = reader.check().await?;
+    let out_seq = commit.as_ref().map_or(0, |commit| commit.out_seq);
+    let (standing, outbox) = restore::outbox(&store, &streams, out_seq).await?;
+    let sealed = commit.as_ref().and_then(|commit| commit.sealed);
+    let with = seal::With { streams: streams.clone(), store: store.clone(), health: health.clone(), metrics: metrics.clone() };
+    let sealer = Sealer::open(&config.archive_url(), &config.cell, log_end, sealed, with).await?;
+    let (publisher, acked) = Publisher::new(streams.clone(), standing, health.clone(), metrics.clone());
+    let start = Start { state, mark, out_seq, outbox, sealed };
+    Ok(Opened { store, start, reader, publisher, acked, sealer, streams, health, metrics })
+}
+
+/// Starts every part and ties them with bounded queues.
+fn connect(config: &Config, tail: TcpListener, opened: Opened, parts: &mut Parts, stop: &CancellationToken) {
+    let Opened { store, start, reader, publisher, acked, sealer, streams, health, metrics } = opened;
+    let (log_sender, log) = mpsc::channel(log::QUEUE_BATCHES);
+    let (out, outputs) = mpsc::channel(out::QUEUE_OUTPUTS);
+    let (asks_sender, asks) = mpsc::channel(tail::QUEUE_ASKS);
+    let (seals, orders) = mpsc::channel(1);
+
+    parts.start("the reader", reader.run(log_sender, stop.clone()));
+    parts.start(PUBLISHER, publisher.run(outputs));
+    parts.start("the sealer", async move {
+        sealer.run(orders).await;
+        Ok(())
+    });
+    let ticking = tick::run(config.cell.clone(), config.replica.clone(), streams, metrics.clone(), stop.clone());
+    parts.start("the ticker", async move {
+        ticking.await;
+        Ok(())
+    });
+    let serving = tail::serve(tail, Tail::new(config.cell.clone(), store.clone(), asks_sender, metrics.clone()), parts.closing.clone());
+    parts.start("the tail", async move { serving.await.map_err(|error| Error::PartEnded { part: "the tail", detail: error.to_string() }) });
+    let wires = Wires { log, out, acked, asks, seals, store, health, metrics, replica: config.replica.clone() };
+    parts.start(LOOP, Engine::new(start, wires).run(config.commit_interval(), config.seal_interval(), stop.clone()));
+}
+
+async fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|detail| Error::Bind { what, address, detail })
+}
+
+fn address(listener: &TcpListener, asked: SocketAddr) -> Result<SocketAddr, Error> {
+    listener.local_addr().map_err(|detail| Error::Bind { what: "its own address", address: asked, detail })
+}
+
+/// The running parts. The first that fails ends all; nothing is restarted or repaired silently.
+#[derive(Default)]
+struct Parts {
+    all: JoinSet<(&'static str, Result<(), Error>)>,
+    /// Cancelled when the loop has ended: whoever only serves others goes then.
+    closing: CancellationToken,
+}
+
+impl Parts {
+    fn start(&mut self, part: &'static str, task: impl Future<Output = Result<(), Error>> + Send + 'static) {
+        self.all.spawn(async move { (part, task.await) });
+    }
+
+    /// Waits for the loop's good end, then for the publisher's.
+    async fn watch(&mut self, stop: &CancellationToken) -> Result<(), Error> {
+        while let Some((part, outcome)) = self.next().await {
+            outcome?;
+            if part == LOOP {
+                break;
+            }
+            if !stop.is_cancelled() {
+                return Err(self.cause(part).await);
+            }
+        }
+        self.closing.cancel();
+        let publishing = async {
+            while let Some((part, outcome)) = self.next().await {
+                outcome?;
+                if part == PUBLISHER {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        tokio::time::timeout(STOP_PUBLISH_MAX, publishing).await.unwrap_or_else(|_| {
+            tracing::warn!("OUT did not confirm everything in time; the next start publishes the rest");
+            Ok(())
+        })
+    }
+
+    async fn next(&mut self) -> Option<(&'static str, Result<(), Error>)> {
+        let ended = self.all.join_next().await?;
+        Some(ended.unwrap_or_else(|error| ("a part", Err(Error::PartEnded { part: "a part", detail: error.to_string() }))))
+    }
+
+    /// Why a part ended without an error of its own: most often because another one has failed.
+    async fn cause(&mut self, part: &'static str) -> Error {
+        let other = async {
+            while let Some((_, outcome)) = self.next().await {
+                if let Err(error) = outcome {
+                    return Some(error);
+                }
+            }
+            None
+        };
+        let unexplained = Error::PartEnded { part, detail: "without an error".to_owned() };
+        tokio::time::timeout(CAUSE_MAX, other).await.ok().flatten().unwrap_or(unexplained)
+    }
+}

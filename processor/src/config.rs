@@ -1,0 +1,84 @@
+//! Flags and environment. Transport only: whatever changes what the fold does is a record in the log.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use plimsoll_schemas::id::CellId;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Folds the log of one cell: windows, leases, placements; publishes what follows, serves the tail and seals the archive.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "plimsoll-processor", version)]
+pub struct Config {
+    /// nats-server to read from and write to.
+    #[arg(long, env = "PLIMSOLL_NATS", default_value = "nats://127.0.0.1:14222")]
+    pub nats: String,
+    /// The cell.
+    #[arg(long, env = "PLIMSOLL_CELL", default_value = "local")]
+    pub cell: CellId,
+    /// Folder for the state (<data-dir>/state) and, unless told otherwise, the archive (<data-dir>/archive).
+    #[arg(long, env = "PLIMSOLL_DATA_DIR", default_value = "plimsoll-data")]
+    pub data_dir: PathBuf,
+    /// Folder or file:// URL of the archive.
+    #[arg(long, env = "PLIMSOLL_ARCHIVE")]
+    pub archive: Option<String>,
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, env = "PLIMSOLL_HTTP", default_value = "127.0.0.1:9411")]
+    pub http: SocketAddr,
+    /// Address of the tail (Arrow Flight).
+    #[arg(long, env = "PLIMSOLL_TAIL", default_value = "127.0.0.1:9412")]
+    pub tail: SocketAddr,
+    /// Seconds between seals of the archive.
+    #[arg(long, env = "PLIMSOLL_SEAL_INTERVAL_S", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seal_interval_s: u64,
+    /// Seconds between commits of the store.
+    #[arg(long, env = "PLIMSOLL_COMMIT_INTERVAL_S", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub commit_interval_s: u64,
+    /// Name of this replica in ticks and status.
+    #[arg(long, env = "PLIMSOLL_REPLICA", default_value = "processor-1")]
+    pub replica: String,
+    /// Most bytes of the LOG stream, when it is created.
+    #[arg(long, env = "PLIMSOLL_LOG_BYTES_MAX", default_value_t = 8 << 30, value_parser = clap::value_parser!(i64).range(1 << 20..))]
+    pub log_bytes_max: i64,
+    /// Most bytes of the OUT stream, when it is created.
+    #[arg(long, env = "PLIMSOLL_OUT_BYTES_MAX", default_value_t = 1 << 30, value_parser = clap::value_parser!(i64).range(1 << 20..))]
+    pub out_bytes_max: i64,
+    /// Replicas of both streams, when they are created: 1 on one server, 3 on a cluster.
+    #[arg(long, env = "PLIMSOLL_STREAM_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub stream_replicas: u8,
+    /// How log lines look.
+    #[arg(long, env = "PLIMSOLL_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+impl Config {
+    /// Where the store is.
+    pub fn state_path(&self) -> PathBuf {
+        self.data_dir.join("state")
+    }
+
+    /// Where the archive is.
+    pub fn archive_url(&self) -> String {
+        self.archive.clone().unwrap_or_else(|| self.data_dir.join("archive").to_string_lossy().into_owned())
+    }
+
+    /// Time between seals.
+    pub fn seal_interval(&self) -> Duration {
+        Duration::from_secs(self.seal_interval_s)
+    }
+
+    /// Time between commits.
+    pub fn commit_interval(&self) -> Duration {
+        Duration::from_secs(self.commit_interval_s)
+    }
+}

@@ -1,0 +1,156 @@
+//! Why the processor stops. Every message says what was found, what was expected and what to do.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use plimsoll_schemas::id::Position;
+
+/// What ends the processor. What can be tried again never gets here.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A port is taken or not allowed.
+    #[error("cannot listen on {address} for {what}: {detail}; free the port or choose another (0 = any free one)")]
+    Bind {
+        /// Which door.
+        what: &'static str,
+        /// Which address.
+        address: SocketAddr,
+        /// What the system said.
+        detail: std::io::Error,
+    },
+    /// The broker does not answer.
+    #[error("no nats-server at {url}: {detail}")]
+    Connect {
+        /// Where.
+        url: String,
+        /// What went wrong.
+        detail: String,
+    },
+    /// The broker is too old.
+    #[error(transparent)]
+    BrokerTooOld(#[from] plimsoll_schemas::subject::BrokerTooOld),
+    /// JetStream refused something that it must allow.
+    #[error("stream {stream}: {what} failed: {detail}")]
+    Stream {
+        /// Which stream.
+        stream: String,
+        /// What was tried.
+        what: &'static str,
+        /// What the broker said.
+        detail: String,
+    },
+    /// A stream stands with settings that would break the pipeline.
+    #[error("stream {stream} has {setting} = {found}, it must be {wanted}: change the stream, or delete it if nothing in it is needed")]
+    StreamDiffers {
+        /// Which stream.
+        stream: String,
+        /// Which setting.
+        setting: &'static str,
+        /// What stands.
+        found: String,
+        /// What is needed.
+        wanted: String,
+    },
+    /// The LOG is not the one that was folded.
+    #[error(
+        "the log {stream} is not the one this state was folded from: {what} is {found}, expected {expected}; \
+         restore that log, or move the data folder and the archive away to start anew"
+    )]
+    LogReplaced {
+        /// Which stream.
+        stream: String,
+        /// What differs.
+        what: &'static str,
+        /// What the log says.
+        found: String,
+        /// What the commit says.
+        expected: String,
+    },
+    /// OUT does not hold what the fold produced.
+    #[error("output {out_seq} stands in {stream} as {found}, the fold produced {produced}: one of them is wrong, nothing more is published")]
+    OutDiffers {
+        /// Which stream.
+        stream: String,
+        /// Which output.
+        out_seq: u64,
+        /// What stands.
+        found: String,
+        /// What was produced.
+        produced: String,
+    },
+    /// OUT ends before the oldest output still kept.
+    #[error(
+        "{stream} ends at {last}, and the store keeps outputs only from {kept}: restore {stream}, or move it and the data folder away to start anew"
+    )]
+    OutBehind {
+        /// Which stream.
+        stream: String,
+        /// Its last sequence.
+        last: u64,
+        /// The oldest output kept.
+        kept: u64,
+    },
+    /// OUT gave a message another number than its own.
+    #[error("{stream} stored output {out_seq} as sequence {sequence}: something else writes there")]
+    OutNumber {
+        /// Which stream.
+        stream: String,
+        /// The output.
+        out_seq: u64,
+        /// What the stream says.
+        sequence: u64,
+    },
+    /// The store failed in a way that a rebuild does not mend.
+    #[error(transparent)]
+    Store(#[from] plimsoll_store::Error),
+    /// The store was made by another logic.
+    #[error(
+        "the state in {path} was folded by logic {found}, this build folds by logic {known}: run the build that wrote it, or move the folder away"
+    )]
+    Logic {
+        /// Folder.
+        path: PathBuf,
+        /// What stands.
+        found: u32,
+        /// What this build does.
+        known: u32,
+    },
+    /// A file-system operation failed.
+    #[error("{what} {path}: {detail}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        detail: std::io::Error,
+    },
+    /// The archive cannot be opened.
+    #[error("archive {url}: {detail}")]
+    Archive {
+        /// Where.
+        url: String,
+        /// What went wrong.
+        detail: String,
+    },
+    /// The archive is ahead of the log.
+    #[error(
+        "the archive {url} holds rows up to {archive}, the log ends at {log}: it belongs to another log; restore the log or choose another archive"
+    )]
+    ArchiveAhead {
+        /// Where.
+        url: String,
+        /// What its manifest says.
+        archive: Position,
+        /// The log's end.
+        log: Position,
+    },
+    /// A part of the processor ended by itself.
+    #[error("{part} ended unexpectedly: {detail}")]
+    PartEnded {
+        /// Which.
+        part: &'static str,
+        /// How.
+        detail: String,
+    },
+}

@@ -1,0 +1,67 @@
+//! `plimsoll-processor`: flags, logs, signals; everything else is in the library.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use plimsoll_processor::config::LogFormat;
+use plimsoll_processor::{Addresses, Config, run};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let config = Config::parse();
+    logs(config.log_format);
+    match serve(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("plimsoll-processor stops: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A slow subscriber must not hold up the end.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
+
+fn serve(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(until_signal(config));
+    runtime.shutdown_timeout(CLOSE_MAX);
+    outcome
+}
+
+async fn until_signal(config: Config) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stopper = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stopper.cancel();
+    });
+    run(config, stop, announce).await?;
+    Ok(())
+}
+
+/// One JSON line on stdout, for whoever started this.
+fn announce(addresses: Addresses) {
+    let Addresses { http, tail } = addresses;
+    let line = serde_json::json!({ "event": "listening", "service": "processor", "http": http.to_string(), "tail": tail.to_string() });
+    // A closed stdout means that nobody wants to know.
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+fn logs(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("PLIMSOLL_LOG").unwrap_or_else(|_| EnvFilter::new("info,async_nats=warn"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => logs.with_ansi(false).init(),
+        LogFormat::Json => logs.json().init(),
+    }
+}

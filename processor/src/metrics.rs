@@ -1,0 +1,179 @@
+//! Every metric of the processor, with unit and help.
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Handles to all metrics; a clone is the same metrics.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    /// Records folded.
+    pub records: Counter,
+    /// Payload bytes read from the log.
+    pub log_bytes: Counter,
+    /// Sequence of the last record folded.
+    pub position: Gauge,
+    /// Records between the last folded and the log's end.
+    pub lag: Gauge,
+    /// Batches waiting between the reader and the fold.
+    pub log_queue: Gauge,
+    /// Times the consumer was created anew.
+    pub consumer_restarts: Counter,
+    /// Sequences of the log that were gone before they could be read.
+    pub log_missing: Counter,
+    /// Records delivered twice and skipped.
+    pub log_repeated: Counter,
+    /// Number of the last output made.
+    pub out_seq: Gauge,
+    /// Number of the last output known to stand in OUT.
+    pub out_acked: Gauge,
+    /// Outputs waiting to be published.
+    pub out_queue: Gauge,
+    /// Outputs that stood in OUT already and were equal.
+    pub out_compared: Counter,
+    /// Outputs that could not be compared because OUT no longer keeps them.
+    pub out_unverifiable: Counter,
+    /// Times OUT was read back after a refusal or time-out.
+    pub out_read_backs: Counter,
+    /// Commits written.
+    pub commits: Counter,
+    /// How long a commit took.
+    pub commit_seconds: Seconds,
+    /// Rows made and not yet in the store.
+    pub rows_unstored: Gauge,
+    /// Rows made.
+    pub rows: Counter,
+    /// Version of the newest manifest folded.
+    pub sealed_version: Gauge,
+    /// Sequence of its position.
+    pub sealed_position: Gauge,
+    /// Seals that failed and will be tried again.
+    pub seal_failures: Counter,
+    /// How long a seal took.
+    pub seal_seconds: Seconds,
+    /// Subscribers of the tail.
+    pub tail_subscribers: Gauge,
+    /// Subscribers dropped because they were too slow.
+    pub tail_dropped: Counter,
+    /// Questions refused because the queue to the fold was full.
+    pub asks_refused: Counter,
+    /// Ticks that could not be published.
+    pub tick_failures: Counter,
+    /// Hosts known.
+    pub hosts: Gauge,
+    /// Hosts not heard from.
+    pub hosts_silent: Gauge,
+    /// GPUs known.
+    pub devices: Gauge,
+    /// GPUs that could take a placement.
+    pub devices_placeable: Gauge,
+    /// Leases not ended.
+    pub leases: Gauge,
+    /// Panes open.
+    pub panes_open: Gauge,
+    /// Samples by what became of them.
+    pub samples_folded: Gauge,
+    /// Refused.
+    pub samples_rejected: Gauge,
+    /// Too late.
+    pub samples_late: Gauge,
+    /// Seen before.
+    pub samples_duplicate: Gauge,
+}
+
+/// A histogram of durations.
+#[derive(Debug, Clone)]
+pub struct Seconds(pub Histogram);
+
+impl Default for Seconds {
+    fn default() -> Self {
+        Self(Histogram::new([0.001, 0.004, 0.016, 0.064, 0.25, 1.0, 4.0, 16.0, 64.0]))
+    }
+}
+
+impl Metrics {
+    /// All metrics as OpenMetrics text.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry()).expect("a string can always be written to");
+        text
+    }
+
+    fn registry(&self) -> Registry {
+        let mut all = Registry::with_prefix("plimsoll_processor");
+        self.register_log(&mut all);
+        self.register_out(&mut all);
+        self.register_rows(&mut all);
+        self.register_fleet(&mut all);
+        all
+    }
+
+    fn register_log(&self, all: &mut Registry) {
+        all.register("records", "Records folded", self.records.clone());
+        all.register_with_unit("log", "Payload read from the log", Unit::Bytes, self.log_bytes.clone());
+        all.register("position", "Sequence of the last record folded", self.position.clone());
+        all.register("lag_records", "Records between the last one folded and the end of the log", self.lag.clone());
+        all.register("log_queue_batches", "Batches read and not yet folded", self.log_queue.clone());
+        all.register("consumer_restarts", "Times the log's consumer was created anew", self.consumer_restarts.clone());
+        all.register("log_missing_records", "Sequences that were gone from the log before they could be read", self.log_missing.clone());
+        all.register("log_repeated_records", "Records delivered twice and skipped", self.log_repeated.clone());
+        all.register("tick_failures", "Ticks that could not be published", self.tick_failures.clone());
+    }
+
+    fn register_out(&self, all: &mut Registry) {
+        all.register("out_seq", "Number of the last output made", self.out_seq.clone());
+        all.register("out_acked", "Number of the last output known to stand in OUT", self.out_acked.clone());
+        all.register("out_queue_outputs", "Outputs waiting to be published", self.out_queue.clone());
+        all.register("out_compared", "Outputs that stood in OUT already and were equal", self.out_compared.clone());
+        all.register("out_unverifiable", "Outputs older than what OUT keeps, so not compared", self.out_unverifiable.clone());
+        all.register("out_read_backs", "Times OUT was read back after a refusal or time-out", self.out_read_backs.clone());
+    }
+
+    fn register_rows(&self, all: &mut Registry) {
+        all.register("commits", "Commits written", self.commits.clone());
+        all.register_with_unit("commit", "How long a commit took", Unit::Seconds, self.commit_seconds.0.clone());
+        all.register("rows", "Rows made", self.rows.clone());
+        all.register("rows_unstored", "Rows made and not yet in the store", self.rows_unstored.clone());
+        all.register("sealed_version", "Version of the newest manifest folded", self.sealed_version.clone());
+        all.register("sealed_position", "Sequence up to which the archive holds all rows", self.sealed_position.clone());
+        all.register("seal_failures", "Seals that failed and are tried again", self.seal_failures.clone());
+        all.register_with_unit("seal", "How long a seal took", Unit::Seconds, self.seal_seconds.0.clone());
+        all.register("tail_subscribers", "Subscribers of the tail", self.tail_subscribers.clone());
+        all.register("tail_dropped", "Subscribers dropped because their queue was full", self.tail_dropped.clone());
+        all.register("asks_refused", "Questions to the fold refused because their queue was full", self.asks_refused.clone());
+    }
+
+    fn register_fleet(&self, all: &mut Registry) {
+        all.register("hosts", "Hosts registered", self.hosts.clone());
+        all.register("hosts_silent", "Hosts not heard from", self.hosts_silent.clone());
+        all.register("devices", "GPUs registered", self.devices.clone());
+        all.register("devices_placeable", "GPUs that could take a placement now", self.devices_placeable.clone());
+        all.register("leases", "Leases not ended", self.leases.clone());
+        all.register("panes_open", "Windows open", self.panes_open.clone());
+        all.register("samples_folded", "Samples folded since the log began", self.samples_folded.clone());
+        all.register("samples_rejected", "Samples refused since the log began", self.samples_rejected.clone());
+        all.register("samples_late", "Samples too late for their window since the log began", self.samples_late.clone());
+        all.register("samples_duplicate", "Samples seen before since the log began", self.samples_duplicate.clone());
+    }
+
+    /// Shows the fold's own numbers.
+    pub fn show(&self, summary: &plimsoll_fold::Summary) {
+        self.hosts.set(signed(summary.hosts));
+        self.hosts_silent.set(signed(summary.hosts_silent));
+        self.devices.set(signed(summary.devices));
+        self.devices_placeable.set(signed(summary.devices_placeable));
+        self.leases.set(signed(summary.leases));
+        self.panes_open.set(signed(summary.panes_open));
+        self.samples_folded.set(signed(summary.samples_folded));
+        self.samples_rejected.set(signed(summary.samples_rejected));
+        self.samples_late.set(signed(summary.samples_late));
+        self.samples_duplicate.set(signed(summary.samples_duplicate));
+    }
+}
+
+/// A number as gauges want it.
+pub fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,181 @@
+//! The connection to nats-server and the two streams of the cell: created if missing, checked if not.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_nats::jetstream::context::{Context, ContextBuilder};
+use async_nats::jetstream::stream::{Compression, Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType, Stream};
+use async_nats::{ConnectOptions, Event};
+use plimsoll_schemas::subject::{self, StreamSettings};
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::error::Error;
+
+/// How long JetStream may take to answer.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const RECONNECT_DELAY_MS_MAX: u64 = 2_000;
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+
+/// The cell's streams on one connection.
+#[derive(Clone)]
+pub struct Streams {
+    /// JetStream.
+    pub context: Context,
+    /// The log.
+    pub log: Stream,
+    /// The outputs.
+    pub out: Stream,
+    /// Changes each time the connection is made again.
+    pub connections: watch::Receiver<u64>,
+}
+
+impl Streams {
+    /// Whether the connection stands now.
+    pub fn connected(&self) -> bool {
+        self.context.client().connection_state() == async_nats::connection::State::Connected
+    }
+}
+
+/// Connects, refuses an old server, and creates or checks both streams.
+pub async fn open(config: &Config) -> Result<Streams, Error> {
+    let (sender, connections) = watch::channel(0u64);
+    let client = connect(&config.nats, &config.replica, sender).await?;
+    subject::check_nats_version(&client.server_info().version)?;
+    let context = ContextBuilder::new().timeout(ANSWER_TIMEOUT).build(client);
+    let log = ensure(&context, &subject::log_stream(&config.cell, config.log_bytes_max), config.stream_replicas).await?;
+    let out = ensure(&context, &subject::out_stream(&config.cell, config.out_bytes_max), config.stream_replicas).await?;
+    Ok(Streams { context, log, out, connections })
+}
+
+async fn connect(url: &str, name: &str, connections: watch::Sender<u64>) -> Result<async_nats::Client, Error> {
+    let connections = std::sync::Arc::new(connections);
+    let seed = AtomicU64::new(u64::from(std::process::id()));
+    let options = ConnectOptions::new()
+        .name(format!("plimsoll-processor {name}"))
+        .ping_interval(PING_INTERVAL)
+        .connection_timeout(CONNECT_TIMEOUT)
+        .reconnect_delay_callback(move |attempts| reconnect_delay(attempts, &seed))
+        .event_callback(move |event| {
+            let connections = connections.clone();
+            async move {
+                match event {
+                    Event::Connected => connections.send_modify(|count| *count += 1),
+                    other => tracing::warn!(event = %other, "nats connection"),
+                }
+            }
+        });
+    options.connect(url).await.map_err(|error| Error::Connect { url: url.to_owned(), detail: error.to_string() })
+}
+
+/// Doubles up to a limit, with jitter so that a fleet does not come back in one instant.
+fn reconnect_delay(attempts: usize, seed: &AtomicU64) -> Duration {
+    let full = (50u64 << attempts.min(10)).min(RECONNECT_DELAY_MS_MAX);
+    let drawn = seed.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 33;
+    Duration::from_millis(full / 2 + drawn % (full / 2 + 1))
+}
+
+fn wanted(settings: &StreamSettings, replicas: u8) -> StreamConfig {
+    StreamConfig {
+        name: settings.name.clone(),
+        subjects: vec![settings.subjects.clone()],
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::Old,
+        storage: StorageType::File,
+        max_age: Duration::from_secs(settings.max_age_s),
+        max_bytes: settings.max_bytes,
+        max_message_size: settings.max_message_bytes,
+        num_replicas: usize::from(replicas),
+        duplicate_window: DUPLICATE_WINDOW,
+        compression: Some(Compression::S2),
+        allow_direct: true,
+        ..StreamConfig::default()
+    }
+}
+
+async fn ensure(context: &Context, settings: &StreamSettings, replicas: u8) -> Result<Stream, Error> {
+    let failed = |what, detail: String| Error::Stream { stream: settings.name.clone(), what, detail };
+    let wanted = wanted(settings, replicas);
+    let created = match context.get_stream(&settings.name).await {
+        Ok(_) => false,
+        Err(error) if is_missing(&error) => {
+            context.create_stream(wanted.clone()).await.map_err(|error| failed("creating it", error.to_string()))?;
+            true
+        }
+        Err(error) => return Err(failed("looking it up", error.to_string())),
+    };
+    let stream = context.get_stream(&settings.name).await.map_err(|error| failed("reading it back", error.to_string()))?;
+    for difference in differences(&wanted, &stream.cached_info().config) {
+        let Difference { setting, found, wanted, matters } = difference;
+        if matters || created {
+            return Err(Error::StreamDiffers { stream: settings.name.clone(), setting, found, wanted });
+        }
+        tracing::warn!(stream = settings.name, setting, found, wanted, "an existing stream keeps its own setting");
+    }
+    Ok(stream)
+}
+
+fn is_missing(error: &async_nats::jetstream::context::GetStreamError) -> bool {
+    use async_nats::jetstream::ErrorCode;
+    use async_nats::jetstream::context::GetStreamErrorKind;
+    matches!(error.kind(), GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
+}
+
+struct Difference {
+    setting: &'static str,
+    found: String,
+    wanted: String,
+    /// Whether records or outputs could be lost or doubled with it.
+    matters: bool,
+}
+
+fn differences(wanted: &StreamConfig, found: &StreamConfig) -> Vec<Difference> {
+    let mut all = Vec::new();
+    macro_rules! compare {
+        ($matters:literal, $($field:ident),*) => {$(
+            if wanted.$field != found.$field {
+                all.push(Difference {
+                    setting: stringify!($field),
+                    found: format!("{:?}", found.$field),
+                    wanted: format!("{:?}", wanted.$field),
+                    matters: $matters,
+                });
+            }
+        )*};
+    }
+    compare!(true, subjects, retention, discard, storage, max_messages, max_messages_per_subject, no_ack, sealed, sources, mirror, subject_transform);
+    compare!(false, max_age, max_bytes, max_message_size, num_replicas, duplicate_window, compression, allow_direct);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_settings_that_lose_or_double_something_matter() {
+        let settings = subject::log_stream(&"c".parse().unwrap(), 1 << 20);
+        let wanted = wanted(&settings, 1);
+        let check = |change: fn(&mut StreamConfig), expected: &[(&str, bool)]| {
+            let mut found = wanted.clone();
+            change(&mut found);
+            assert_eq!(differences(&wanted, &found).iter().map(|d| (d.setting, d.matters)).collect::<Vec<_>>(), expected);
+        };
+        check(|_| {}, &[]);
+        check(|found| found.subjects = vec!["other.>".to_owned()], &[("subjects", true)]);
+        check(|found| found.storage = StorageType::Memory, &[("storage", true)]);
+        check(|found| found.max_bytes = 5, &[("max_bytes", false)]);
+        check(|found| found.compression = None, &[("compression", false)]);
+    }
+
+    #[test]
+    fn reconnecting_waits_longer_each_time_and_never_too_long() {
+        let seed = AtomicU64::new(7);
+        for attempts in 0..100 {
+            let delay = reconnect_delay(attempts, &seed);
+            assert!(delay >= Duration::from_millis(25) && delay <= Duration::from_millis(RECONNECT_DELAY_MS_MAX), "{attempts}: {delay:?}");
+        }
+    }
+}
