@@ -1,0 +1,176 @@
+//! The real binary against a real nats-server: what goes in comes out once, whatever is killed in between.
+
+mod harness;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use harness::{Broker, GPUS, Processor, eventually};
+use plimsoll_schemas::control::Control;
+use plimsoll_schemas::id::{LogEpoch, Position};
+use plimsoll_schemas::request::{Bundle, Place, Request};
+
+fn place(number: u32) -> Request {
+    Request::Place(Place {
+        request_id: format!("r-{number}"),
+        bundles: vec![Bundle { count: 1, milli: 1_000, vram_bytes: 1 << 30, mig_profile: None }],
+        model: None,
+        workload: None,
+        duration_ms: None,
+        priority: 0,
+        lease_ttl_ms: None,
+        labels: Default::default(),
+    })
+}
+
+fn at(sequence: u64) -> Position {
+    Position { epoch: LogEpoch(0), sequence }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_time_it_goes_on_and_doubles_nothing() {
+    let Some(broker) = Broker::start().await else { return };
+    let data = tempfile::tempdir().unwrap();
+    let mut first = Processor::start(&broker, data.path(), &["--seal-interval-s", "3600"]).await;
+    first.ready().await;
+    broker.control(&Control::Enrol { hosts: vec![] }).await;
+    broker.inventory().await;
+    broker.frames(1..=60).await;
+    let windows = first.tail("gpu_windows_10s", 0, 4 * GPUS).await;
+    assert_eq!(windows.len(), windows.iter().collect::<BTreeSet<_>>().len(), "no row comes twice");
+    for number in 0..5 {
+        broker.request(&place(number)).await;
+    }
+    broker.outputs_of("plimsoll.place.decided.v1", 5).await;
+    first.kill();
+
+    for number in 5..10 {
+        broker.request(&place(number)).await;
+    }
+    broker.frames(61..=70).await;
+    let mut second = Processor::start(&broker, data.path(), &["--seal-interval-s", "3600"]).await;
+    second.ready().await;
+    broker.outputs_of("plimsoll.place.decided.v1", 10).await;
+    let decisions = broker.check_that_out_is_dense().await;
+    assert_eq!(decisions, (1..=10).collect::<Vec<_>>());
+    let again = second.tail("gpu_windows_10s", 0, windows.len()).await;
+    assert_eq!(again[..windows.len()], windows[..], "the rows from before the kill are the same, each once");
+    assert!(second.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_or_damaged_store_is_folded_again_and_out_is_compared_not_doubled() {
+    let Some(broker) = Broker::start().await else { return };
+    let data = tempfile::tempdir().unwrap();
+    let mut first = Processor::start(&broker, data.path(), &[]).await;
+    first.ready().await;
+    broker.control(&Control::Enrol { hosts: vec![] }).await;
+    broker.inventory().await;
+    broker.frames(1..=30).await;
+    broker.request(&place(1)).await;
+    broker.outputs_of("plimsoll.place.decided.v1", 1).await;
+    assert!(first.stop().await.success());
+    let before = broker.check_that_out_is_dense().await;
+    let standing = broker.out_len().await;
+
+    for file in std::fs::read_dir(data.path().join("state")).unwrap().map(|file| file.unwrap().path()) {
+        if file.file_name().unwrap().to_string_lossy().starts_with("MANIFEST") {
+            std::fs::write(file, b"damaged").unwrap();
+        }
+    }
+    let mut second = Processor::start(&broker, data.path(), &[]).await;
+    second.ready().await;
+    assert!(data.path().join("state.damaged-1").is_dir(), "the damaged store was set aside");
+    eventually("every standing output was compared", || async { second.metric("out_compared_total").await >= standing as f64 }).await;
+    broker.request(&place(2)).await;
+    broker.outputs_of("plimsoll.place.decided.v1", 2).await;
+    assert_eq!(broker.check_that_out_is_dense().await, [before, vec![2]].concat());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_log_stops_the_processor_with_both_values() {
+    let Some(broker) = Broker::start().await else { return };
+    let data = tempfile::tempdir().unwrap();
+    let mut first = Processor::start(&broker, data.path(), &[]).await;
+    first.ready().await;
+    broker.inventory().await;
+    assert!(first.stop().await.success());
+    broker.recreate_log().await;
+    let mut second = Processor::start(&broker, data.path(), &[]).await;
+    assert!(!second.exited().await.success());
+    assert!(second.said().contains("is not the one this state was folded from"), "{}", second.said());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_output_in_out_stops_the_processor() {
+    let Some(broker) = Broker::start().await else { return };
+    let data = tempfile::tempdir().unwrap();
+    let mut processor = Processor::start(&broker, data.path(), &[]).await;
+    processor.ready().await;
+    broker.publish("plimsoll.local.out.device", b"not from the fold".to_vec()).await;
+    broker.inventory().await;
+    assert!(!processor.exited().await.success());
+    assert!(processor.said().contains("not from the fold"), "{}", processor.said());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sealed_rows_leave_the_store_one_manifest_later() {
+    let Some(broker) = Broker::start().await else { return };
+    let data = tempfile::tempdir().unwrap();
+    let mut processor = Processor::start(&broker, data.path(), &["--seal-interval-s", "1"]).await;
+    processor.ready().await;
+    broker.inventory().await;
+    broker.frames(1..=30).await;
+    processor.tail("gpu_windows_10s", 0, GPUS).await;
+    eventually("rows were pruned behind a sealed record", || async {
+        processor.tail_refusal("gpu_windows_10s", at(0)).await.is_some_and(|status| status.code() == tonic::Code::OutOfRange)
+    })
+    .await;
+    let status = processor.status().await;
+    assert!(status["sealed"]["version"].as_u64().unwrap() >= 2, "{status}");
+    assert!(processor.stop().await.success());
+    let cell: plimsoll_schemas::id::CellId = "local".parse().unwrap();
+    let archive = plimsoll_archive::Archive::open(data.path().join("archive").to_str().unwrap(), &cell).unwrap();
+    let newest = archive.newest().await.unwrap().unwrap();
+    assert!(newest.files.iter().map(|file| file.rows).sum::<u64>() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_is_answered_and_changes_nothing() {
+    let Some(broker) = Broker::start().await else { return };
+    let data = tempfile::tempdir().unwrap();
+    let mut processor = Processor::start(&broker, data.path(), &[]).await;
+    processor.ready().await;
+    for subject in ["sample.gpu-1", "inventory.gpu-1", "event.gpu-1", "request.research", "control", "tick", "check", "nonsense.x.y"] {
+        broker.publish(&format!("plimsoll.local.log.{subject}"), vec![0xff; 300]).await;
+    }
+    for (ticket, code) in [
+        ("", tonic::Code::InvalidArgument),
+        ("{\"table\":\"nonsense\"}", tonic::Code::InvalidArgument),
+        ("{\"table\":\"devices\",\"drop\":true}", tonic::Code::InvalidArgument),
+    ] {
+        assert_eq!(processor.refusal_of(ticket).await.map(|status| status.code()), Some(code), "{ticket}");
+    }
+    let position = processor.status().await["position"]["sequence"].as_u64().unwrap();
+    eventually("the log goes on", || async { processor.status().await["position"]["sequence"].as_u64().unwrap() > position.max(9) }).await;
+    assert!(processor.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_broker_comes_back_and_nothing_is_missing() {
+    let Some(mut broker) = Broker::start().await else { return };
+    let data = tempfile::tempdir().unwrap();
+    let mut processor = Processor::start(&broker, data.path(), &[]).await;
+    processor.ready().await;
+    broker.inventory().await;
+    broker.kill_and_restart().await;
+    eventually("it is ready again", || async { processor.is_ready().await }).await;
+    let before = processor.status().await["position"]["sequence"].as_u64().unwrap();
+    eventually("it folds again", || async { processor.status().await["position"]["sequence"].as_u64().unwrap() > before }).await;
+    assert_eq!(processor.metric("log_missing_records_total").await, 0.0);
+    broker.check_that_out_is_dense().await;
+    assert!(processor.stop().await.success());
+}
+
+/// Long enough for a slow machine; a test that waits this long has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
