@@ -86,6 +86,8 @@ fn wanted(settings: &StreamSettings, replicas: u8) -> StreamConfig {
         storage: StorageType::File,
         max_age: Duration::from_secs(settings.max_age_s),
         max_bytes: settings.max_bytes,
+        max_messages: -1,
+        max_messages_per_subject: -1,
         max_message_size: settings.max_message_bytes,
         num_replicas: usize::from(replicas),
         duplicate_window: DUPLICATE_WINDOW,

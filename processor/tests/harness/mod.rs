@@ -251,7 +251,18 @@ impl Processor {
     pub async fn start(broker: &Broker, data: &Path, flags: &[&str]) -> Self {
         let stderr = data.with_extension("stderr");
         let mut process = Command::new(env!("CARGO_BIN_EXE_plimsoll-processor"))
-            .args(["--nats", &broker.url, "--http", "127.0.0.1:0", "--tail", "127.0.0.1:0", "--commit-interval-s", "1", "--log-bytes-max", "1073741824"])
+            .args([
+                "--nats",
+                &broker.url,
+                "--http",
+                "127.0.0.1:0",
+                "--tail",
+                "127.0.0.1:0",
+                "--commit-interval-s",
+                "1",
+                "--log-bytes-max",
+                "1073741824",
+            ])
             .arg("--data-dir")
             .arg(data)
             .args(flags)
@@ -296,12 +307,14 @@ impl Processor {
     /// One metric's value.
     pub async fn metric(&self, name: &str) -> f64 {
         let (_, text) = self.get("/metrics").unwrap();
-        let line = text.lines().find(|line| line.starts_with(&format!("plimsoll_processor_{name} "))).unwrap_or_else(|| panic!("no {name} in {text}"));
+        let line =
+            text.lines().find(|line| line.starts_with(&format!("plimsoll_processor_{name} "))).unwrap_or_else(|| panic!("no {name} in {text}"));
         line.rsplit_once(' ').unwrap().1.parse().unwrap()
     }
 
     async fn flight(&self) -> FlightServiceClient<tonic::transport::Channel> {
-        FlightServiceClient::connect(format!("http://{}", self.tail)).await.unwrap().max_decoding_message_size(64 << 20)
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", self.tail)).unwrap();
+        FlightServiceClient::new(endpoint.connect().await.unwrap()).max_decoding_message_size(64 << 20)
     }
 
     /// The places (sequence, ordinal) of the first `count` or more rows of a table behind a position.
