@@ -63,7 +63,10 @@ async fn connect(url: &str, name: &str, connections: watch::Sender<u64>) -> Resu
             async move {
                 match event {
                     Event::Connected => connections.send_modify(|count| *count += 1),
-                    other => tracing::warn!(event = %other, "nats connection"),
+                    Event::Closed | Event::Draining | Event::LameDuckMode => tracing::info!(%event, "nats connection"),
+                    Event::Disconnected | Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) => {
+                        tracing::warn!(%event, "nats connection");
+                    }
                 }
             }
         });

@@ -7,6 +7,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
@@ -27,6 +28,7 @@ use plimsoll_store::{Sealed, Store};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -49,6 +51,8 @@ const MESSAGE_ROWS_MAX: usize = 16_384;
 /// Most samples in one answer.
 const SAMPLES_MAX: usize = 100_000;
 const QUEUE_MESSAGES: usize = 8;
+/// A message without rows is sent only when there was none for this long: chunks come every 100 ms, and most have nothing for most tables.
+const QUIET: Duration = Duration::from_millis(400);
 const SAMPLES: &str = "samples";
 
 /// Rows that were folded together, and how far that went. All tables, in order of place.
@@ -242,9 +246,15 @@ impl Tail {
         for chunk in unstored {
             at = outgoing.send_chunk(&chunk, at).await?;
         }
+        let mut sent = Instant::now();
         while let Some(chunk) = live.recv().await {
             queued_rows.fetch_sub(chunk.rows.len(), Ordering::Relaxed);
+            if sent.elapsed() < QUIET && !chunk.rows.iter().any(|row| row.row.table() == table) {
+                at = at.max(chunk.applied);
+                continue;
+            }
             at = outgoing.send_chunk(&chunk, at).await?;
+            sent = Instant::now();
         }
         Err(Status::unavailable(format!("dropped at {at}: too slow, or the processor is stopping; come again from there")))
     }
