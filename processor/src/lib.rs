@@ -73,7 +73,12 @@ pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce
         () = stop.cancelled() => return Ok(()),
     };
     connect(&config, tail, opened, &mut parts, &stop);
-    parts.watch(&stop).await
+    let outcome = parts.watch(&stop).await;
+    if let Err(Error::Store(plimsoll_store::Error::Damaged { .. })) = &outcome {
+        // Found while running: the next start must not stumble over it again.
+        restore::set_aside(&config.state_path())?;
+    }
+    outcome
 }
 
 /// Everything that must stand before the first record is read.
@@ -117,10 +122,7 @@ fn connect(config: &Config, tail: TcpListener, opened: Opened, parts: &mut Parts
 
     parts.start("the reader", reader.run(log_sender, stop.clone()));
     parts.start(PUBLISHER, publisher.run(outputs));
-    parts.start("the sealer", async move {
-        sealer.run(orders).await;
-        Ok(())
-    });
+    parts.start("the sealer", sealer.run(orders));
     let ticking = tick::run(config.cell.clone(), config.replica.clone(), streams, metrics.clone(), stop.clone());
     parts.start("the ticker", async move {
         ticking.await;

@@ -34,14 +34,21 @@ pub async fn open(config: &Config) -> Result<Restored, Error> {
         std::fs::create_dir_all(&path).map_err(|detail| Error::Io { what: "creating", path: path.clone(), detail })?;
         match open_once(&path, &cell) {
             Err(Error::Store(plimsoll_store::Error::Damaged { detail, .. })) => {
-                let aside = plimsoll_store::set_aside(&path).map_err(|detail| Error::Io { what: "setting aside", path: path.clone(), detail })?;
-                tracing::error!(detail, aside = %aside.display(), "the store is damaged: it was set aside, and the log is folded again from its beginning");
+                tracing::error!(detail, "the store is damaged");
+                set_aside(&path)?;
                 open_once(&path, &cell)
             }
             outcome => outcome,
         }
     });
     task.await.unwrap_or_else(|error| Err(Error::PartEnded { part: "opening the store", detail: error.to_string() }))
+}
+
+/// Moves a damaged store out of the way, so that the log is folded again from its beginning.
+pub fn set_aside(path: &Path) -> Result<(), Error> {
+    let aside = plimsoll_store::set_aside(path).map_err(|detail| Error::Io { what: "setting aside", path: path.to_owned(), detail })?;
+    tracing::error!(aside = %aside.display(), "the damaged store was set aside: the log is folded again from its beginning");
+    Ok(())
 }
 
 fn open_once(path: &Path, cell: &CellId) -> Result<Restored, Error> {

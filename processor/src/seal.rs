@@ -69,8 +69,8 @@ impl Sealer {
         Ok(Self { cell: cell.clone(), archive, streams, store, newest, announced, health, metrics })
     }
 
-    /// Serves orders until nobody can give any.
-    pub async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+    /// Serves orders until nobody can give any. Errors only if the store is damaged: what else fails is tried again.
+    pub async fn run(mut self, mut orders: mpsc::Receiver<Order>) -> Result<(), Error> {
         if let Err(error) = self.announce().await {
             tracing::warn!(%error, "the newest manifest is announced with the next seal");
         }
@@ -81,6 +81,7 @@ impl Sealer {
                     self.health.sealing_fails(false);
                     self.metrics.seal_seconds.0.observe(began.elapsed().as_secs_f64());
                 }
+                Err(Failed::Store(error @ plimsoll_store::Error::Damaged { .. })) => return Err(Error::Store(error)),
                 Err(error) => {
                     self.health.sealing_fails(true);
                     self.metrics.seal_failures.inc();
@@ -90,6 +91,7 @@ impl Sealer {
             // The one who ordered may have stopped waiting.
             let _ = ended.send(());
         }
+        Ok(())
     }
 
     async fn seal(&mut self, up_to: Position) -> Result<(), Failed> {

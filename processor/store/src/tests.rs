@@ -158,6 +158,35 @@ fn a_damaged_folder_is_an_error_and_can_be_set_aside() {
     assert_eq!(Store::open(&path).unwrap().load().unwrap(), None);
 }
 
+/// Flips one byte in the middle of every table file.
+fn flip(path: &Path) {
+    for file in fs::read_dir(path).unwrap().map(|file| file.unwrap().path()).filter(|file| file.extension().is_some_and(|e| e == "sst")) {
+        let mut bytes = fs::read(&file).unwrap();
+        bytes[20] ^= 0xff;
+        fs::write(file, bytes).unwrap();
+    }
+}
+
+#[test]
+fn a_flipped_byte_is_an_error_and_never_a_wrong_value() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    write(&store, 1..=50);
+    for name in [ROWS, StateTable::Meta.name()] {
+        store.db.flush_cf(store.cf(name)).unwrap();
+    }
+    drop(store);
+    flip(folder.path());
+    match Store::open(folder.path()) {
+        Err(error) => assert!(matches!(error, Error::Damaged { .. }), "{error}"),
+        Ok(store) => {
+            assert!(matches!(store.load(), Err(Error::Damaged { .. })));
+            let rows: Result<Vec<_>, _> = store.rows(Table::DeviceEvents, at(0), at(99)).collect();
+            assert!(matches!(rows, Err(Error::Damaged { .. })));
+        }
+    }
+}
+
 #[test]
 fn an_unknown_format_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
