@@ -1,0 +1,295 @@
+//! Folding a telemetry frame: who sent it, whether it is new, and every sample into the one pane of its `sampled_at`.
+
+use std::collections::BTreeMap;
+
+use plimsoll_schemas::frame::Frame;
+use plimsoll_schemas::id::DeviceKey;
+use plimsoll_schemas::reason::Reason;
+use plimsoll_schemas::sample::{Field, Sample};
+use plimsoll_schemas::time::{EventTime, NS_PER_MS, NS_PER_S};
+use plimsoll_schemas::validate::{FUTURE_MS_PROCESSOR, OLDEST_NS};
+
+use crate::State;
+use crate::clock::floor;
+use crate::emit::Emit;
+use crate::late::{BACKFILL_NS_MAX, LATE_NS_MAX};
+use crate::liveness::stale_ns;
+use crate::ranges::{Class, Seen};
+use crate::refuse::Refusal;
+use crate::registry::{Current, NO_DEVICE, Recent, Silence};
+use crate::window::{Arrival, PANE_NS};
+
+/// How far the watermark stays behind the newest sample, ns.
+const DISORDER_NS: i64 = 2 * NS_PER_S;
+/// Longest interval that is believed, ms.
+pub(crate) const INTERVAL_MS_MAX: u32 = 3_600_000;
+/// Most refusals of one frame kept whole; the rest is counted by reason.
+const KEPT_MAX: usize = 128;
+
+/// What of one frame was refused.
+#[derive(Default)]
+struct Refused {
+    kept: Vec<Refusal>,
+    /// By reason: how many in all, and the first raw value.
+    counts: BTreeMap<Reason, (u64, String)>,
+}
+
+impl Refused {
+    fn push(&mut self, refusal: Refusal) {
+        let (count, _) = self.counts.entry(refusal.reason).or_insert_with(|| (0, refusal.raw.clone()));
+        *count += 1;
+        if self.kept.len() < KEPT_MAX {
+            self.kept.push(refusal);
+        }
+    }
+}
+
+/// What a frame says about all of its samples.
+#[derive(Clone, Copy)]
+struct Context {
+    host: u32,
+    epoch: u64,
+    sequence: u64,
+    interval_ms: i64,
+    backfill: bool,
+    /// Whether its newest sample is recent enough to be a sign of life.
+    fresh: bool,
+}
+
+impl State {
+    /// Folds one frame.
+    pub(crate) fn frame(&mut self, frame: &Frame, emit: &mut Emit<'_>) {
+        let samples = frame.samples.iter().filter(|sample| !sample.is_empty()).count() as u64;
+        self.meta.counters.samples += samples;
+        let Some(host) = self.registry.host_number(&frame.host) else {
+            return self.refuse_frame(None, frame, samples, Reason::DeviceNotRegistered, emit);
+        };
+        match self.mark(host, frame.epoch, Class::Sample, frame.sequence) {
+            Seen::New => {}
+            Seen::Duplicate => return self.duplicate(host, frame, samples),
+            Seen::Forgotten => return self.refuse_frame(Some(host), frame, samples, Reason::LimitReached, emit),
+        }
+        let known = self.registry.hosts[host as usize]
+            .inventories
+            .iter()
+            .rposition(|known| known.epoch == frame.epoch && known.revision == frame.inventory_revision);
+        let Some(known) = known else {
+            return self.refuse_frame(Some(host), frame, samples, Reason::DeviceNotRegistered, emit);
+        };
+        let slots = &self.registry.hosts[host as usize].inventories[known].slots;
+        let mut devices = std::mem::take(&mut self.scratch);
+        devices.clear();
+        devices.extend(frame.slots.iter().map(|slot| slots.get(usize::from(slot.0)).copied().unwrap_or(NO_DEVICE)));
+        for number in &mut devices {
+            // A GPU that has moved away since: its new host speaks for it now.
+            if *number != NO_DEVICE && self.registry.devices[*number as usize].facts.host != host {
+                *number = NO_DEVICE;
+            }
+        }
+        self.fold_samples(host, frame, &devices, emit);
+        self.scratch = devices;
+        self.close_due(host, emit);
+    }
+
+    /// Folds the samples of a frame whose sender, sequence and slots are known.
+    fn fold_samples(&mut self, host: u32, frame: &Frame, devices: &[u32], emit: &mut Emit<'_>) {
+        let logged_at = emit.logged_at();
+        let too_new_ns = logged_at.0.saturating_add(FUTURE_MS_PROCESSOR * NS_PER_MS);
+        let believed = |at: EventTime| i128::from(at.0) >= OLDEST_NS && at.0 <= too_new_ns;
+        let newest = frame.ticks.iter().map(|tick| tick.sampled_at).filter(|&at| believed(at)).max();
+        let interval_ms = frame.interval_ms.clamp(1, INTERVAL_MS_MAX);
+        let context = Context {
+            host,
+            epoch: frame.epoch,
+            sequence: frame.sequence,
+            interval_ms: i64::from(interval_ms),
+            backfill: frame.backfill,
+            fresh: !frame.backfill && newest.is_some_and(|at| logged_at.0.saturating_sub(at.0) < stale_ns(interval_ms)),
+        };
+        if context.fresh {
+            self.host_heard(host, emit);
+        }
+        let mut refused = Refused::default();
+        for (t, tick) in frame.ticks.iter().enumerate() {
+            let wrong = if believed(tick.sampled_at) {
+                None
+            } else if tick.sampled_at.0 > too_new_ns {
+                Some(Reason::TimestampInFuture)
+            } else {
+                Some(Reason::TimestampTooOld)
+            };
+            let held_ms = i64::from(tick.held_ms).min(context.interval_ms * 5 / 2);
+            for (g, &number) in devices.iter().enumerate() {
+                let sample = frame.sample(t, g);
+                if sample.is_empty() {
+                    continue;
+                }
+                let wrong = if number == NO_DEVICE { Some((Reason::DeviceNotRegistered, format!("slot {}", frame.slots[g].0))) } else { wrong.map(|reason| (reason, tick.sampled_at.0.to_string())) };
+                if let Some((reason, raw)) = wrong {
+                    self.meta.counters.rejected += 1;
+                    refused.push(context.refusal(self.key(number), None, tick.sampled_at, reason, raw));
+                } else {
+                    self.fold_sample(&context, number, tick.sampled_at, held_ms, sample, &mut refused, emit);
+                }
+            }
+        }
+        if let (Some(newest), false) = (newest, frame.backfill) {
+            let watermark_ns = newest.0.saturating_sub(DISORDER_NS).min(logged_at.0);
+            let host = self.registry.host_mut(host);
+            host.watermark_ns = host.watermark_ns.max(watermark_ns);
+        }
+        self.agent_refusals(&context, frame, devices, &mut refused);
+        self.report(host, frame, refused, emit);
+    }
+
+    /// Folds one sample into the pane of its instant.
+    fn fold_sample(&mut self, context: &Context, number: u32, at: EventTime, held_ms: i64, sample: &Sample, refused: &mut Refused, emit: &mut Emit<'_>) {
+        let logged_at = emit.logged_at();
+        let closed_ns = self.registry.hosts[context.host as usize].closed_ns;
+        let device = self.registry.device_mut(number);
+        let cleaned = device.limits.refused(sample, at, logged_at);
+        if let Some((_, violations)) = &cleaned {
+            let key = Some(device.facts.key);
+            for violation in violations {
+                refused.push(context.refusal(key, violation.field, at, violation.reason, violation.raw.clone()));
+            }
+        }
+        let sample = cleaned.as_ref().map_or(sample, |(sample, _)| sample);
+        if sample.is_empty() {
+            self.meta.counters.rejected += 1;
+            return;
+        }
+        let start_ns = floor(at.0, PANE_NS);
+        let in_time = start_ns >= closed_ns && !device.facts.retired;
+        let age_ns = logged_at.0.saturating_sub(at.0);
+        if !in_time && age_ns > if context.backfill { BACKFILL_NS_MAX } else { LATE_NS_MAX } {
+            let key = Some(device.facts.key);
+            self.meta.counters.rejected += 1;
+            refused.push(context.refusal(key, None, at, Reason::Late, at.0.to_string()));
+            return;
+        }
+        let order = (at, context.epoch, context.sequence);
+        device.recent.push(order, Recent { logged_at, sample: *sample });
+        if device.pulse.current.is_none_or(|current| current.order() < order) {
+            device.pulse.current = Some(Current { at, epoch: context.epoch, sequence: context.sequence, sample: *sample });
+        }
+        device.pulse_dirty = true;
+        let leased = device.leased_at(at);
+        let arrival = Arrival { at, epoch: context.epoch, sequence: context.sequence, held_ms, interval_ms: context.interval_ms, sample, leased };
+        if in_time {
+            device.pane(start_ns).add(&arrival);
+            self.meta.counters.folded += 1;
+        } else {
+            self.meta.counters.late += 1;
+            self.add_late(number, start_ns, &arrival, emit);
+        }
+        if context.fresh {
+            self.pulse(number, sample, emit);
+        }
+    }
+
+    /// A fresh sample is a sign of life, and shows whether the GPU is empty.
+    fn pulse(&mut self, number: u32, sample: &Sample, emit: &mut Emit<'_>) {
+        let (live_ns, settings) = (self.clock.live_ns, self.meta.settings);
+        let device = &mut self.registry.devices[number as usize];
+        let empty = sample.memory_used_bytes().is_some_and(|used| used < settings.free_memory_bytes_max) && sample.procs().is_none_or(|procs| procs == 0);
+        device.pulse.calm_ns = if empty { device.pulse.calm_ns.or(Some(live_ns)) } else { None };
+        device.pulse.heard_ns = live_ns;
+        let first = !std::mem::replace(&mut device.pulse.live, true);
+        if device.facts.retired {
+            return;
+        }
+        if device.facts.silence != Silence::Heard {
+            self.device_returned(number, emit);
+        } else if first {
+            self.restate(number, crate::state_time::Cause::of("first_sample"), emit);
+        }
+        let device = &self.registry.devices[number as usize];
+        if let (Some(drain_ns), Some(calm_ns)) = (device.facts.draining_ns, device.pulse.calm_ns)
+            && live_ns - calm_ns.max(drain_ns) >= settings.free_after_ms.saturating_mul(NS_PER_MS)
+        {
+            self.observed_free(number, emit);
+        }
+    }
+
+    /// Every sample of a frame that was folded before counts as a duplicate, in its window if that is still open.
+    fn duplicate(&mut self, host: u32, frame: &Frame, samples: u64) {
+        self.meta.counters.duplicate += samples;
+        let inventories = &self.registry.hosts[host as usize].inventories;
+        let Some(known) = inventories.iter().rposition(|known| known.epoch == frame.epoch && known.revision == frame.inventory_revision) else { return };
+        for (t, tick) in frame.ticks.iter().enumerate() {
+            let start_ns = floor(tick.sampled_at.0, PANE_NS);
+            for (g, slot) in frame.slots.iter().enumerate() {
+                let number = self.registry.hosts[host as usize].inventories[known].slots.get(usize::from(slot.0)).copied().unwrap_or(NO_DEVICE);
+                if number == NO_DEVICE || frame.sample(t, g).is_empty() {
+                    continue;
+                }
+                let device = self.registry.device_mut(number);
+                if let Some(pane) = device.open.iter_mut().find(|pane| pane.start_ns == start_ns) {
+                    pane.stats.duplicate = pane.stats.duplicate.saturating_add(1);
+                    pane.dirty = true;
+                }
+            }
+        }
+    }
+
+    /// Marks a sequence of a host as folded.
+    pub(crate) fn mark(&mut self, host: u32, epoch: u64, class: Class, sequence: u64) -> Seen {
+        let state = self.registry.host_mut(host);
+        let seen = state.ranges.insert(epoch, class, sequence);
+        let dropped = state.ranges.shrink();
+        self.dropped_ranges.extend(dropped.into_iter().map(|(epoch, class)| (host, epoch, class)));
+        seen
+    }
+
+    /// What the agent refused on the host, as far as the frame lists it.
+    fn agent_refusals(&self, context: &Context, frame: &Frame, devices: &[u32], refused: &mut Refused) {
+        for r in &frame.rejected {
+            let at = frame.ticks.get(r.tick).map_or(EventTime::default(), |tick| tick.sampled_at);
+            let key = devices.get(r.gpu).and_then(|&number| self.key(number));
+            refused.push(Refusal { by_agent: true, ..context.refusal(key, r.field, at, r.reason, r.raw.clone()) });
+        }
+    }
+
+    fn key(&self, number: u32) -> Option<DeviceKey> {
+        self.registry.devices.get(number as usize).map(|device| device.facts.key)
+    }
+
+    /// Rows and outputs about what a frame's samples were refused for.
+    fn report(&mut self, host: u32, frame: &Frame, refused: Refused, emit: &mut Emit<'_>) {
+        if refused.counts.is_empty() && frame.rejected_more == 0 {
+            return;
+        }
+        let state = self.registry.host_mut(host);
+        let kept = refused.kept.len() as u64;
+        for refusal in refused.kept {
+            state.limiter.refuse(refusal, Some(&frame.host), emit);
+        }
+        let total: u64 = refused.counts.values().map(|(count, _)| count).sum();
+        state.limiter.hide(Reason::LimitReached, total - kept + frame.rejected_more);
+        let live_ns = self.clock.live_ns;
+        let source = format!("sample.{}", frame.host);
+        for (reason, (count, raw)) in refused.counts {
+            self.announcer.refused(&source, reason, count, &raw, live_ns, emit);
+        }
+    }
+
+    /// Refuses a whole frame: one row, every sample counted.
+    fn refuse_frame(&mut self, host: Option<u32>, frame: &Frame, samples: u64, reason: Reason, emit: &mut Emit<'_>) {
+        self.meta.counters.rejected += samples;
+        let raw = format!("epoch {} revision {}", frame.epoch, frame.inventory_revision);
+        let refusal = Refusal {
+            at: frame.ticks.first().map(|tick| tick.sampled_at),
+            epoch: Some(frame.epoch),
+            sequence: Some(frame.sequence),
+            ..Refusal::new(reason, raw.clone())
+        };
+        self.refuse(host, Some(&frame.host), &format!("sample.{}", frame.host), refusal, emit);
+    }
+}
+
+impl Context {
+    fn refusal(&self, device: Option<DeviceKey>, field: Option<Field>, at: EventTime, reason: Reason, raw: String) -> Refusal {
+        Refusal { at: Some(at), device, field, reason, raw, by_agent: false, epoch: Some(self.epoch), sequence: Some(self.sequence) }
+    }
+}

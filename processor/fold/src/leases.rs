@@ -1,0 +1,284 @@
+//! Leases: granted, renewed, released, suspended, drained. Nothing becomes free by silence.
+//!
+//! A release frees at once. A lease that runs out leaves its GPUs draining: free only after 30 s of fresh telemetry that shows them
+//! empty, or by an operator's word. A lost host suspends its leases.
+
+use std::collections::BTreeMap;
+
+use plimsoll_schemas::id::TenantId;
+use plimsoll_schemas::out::{LeaseChanged, LeaseState, Payload};
+use plimsoll_schemas::row::{LeaseDeviceRow, LeaseRow, Row};
+use plimsoll_schemas::subject::OutSubject;
+use plimsoll_schemas::time::{LogTime, NS_PER_MS};
+use serde::{Deserialize, Serialize};
+
+use crate::State;
+use crate::emit::Emit;
+use crate::registry::{Reservation, Silence};
+use crate::state_time::Cause;
+use crate::timers::Timer;
+
+/// One lease that has not ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lease {
+    pub fence: u64,
+    pub lease_id: String,
+    pub request_id: String,
+    pub tenant: TenantId,
+    pub state: LeaseState,
+    pub granted_at: LogTime,
+    pub ttl_ms: i64,
+    /// Live clock at which it runs out, ns.
+    pub deadline_ns: i64,
+    /// Log time at which it would run out if the log goes on without a break.
+    pub expires_at: LogTime,
+    /// What ended it, once it drains.
+    pub end_reason: Option<String>,
+    /// GPUs granted, and those of them still held.
+    pub granted: Vec<u32>,
+    pub held: Vec<u32>,
+    pub milli: u32,
+    #[serde(skip)]
+    pub dirty: bool,
+}
+
+/// The leases that have not ended.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Leases {
+    pub by_fence: BTreeMap<u64, Lease>,
+    pub by_id: BTreeMap<String, u64>,
+    /// Changed or ended since the last commit.
+    pub dirty: Vec<u64>,
+}
+
+impl Leases {
+    /// The holders of the given reservations: lease id and tenant.
+    pub fn holders<'a>(&'a self, reservations: &'a [Reservation]) -> Vec<(&'a str, &'a TenantId)> {
+        reservations.iter().filter_map(|r| self.by_fence.get(&r.fence)).map(|lease| (lease.lease_id.as_str(), &lease.tenant)).collect()
+    }
+
+    pub fn find(&self, lease_id: &str) -> Option<&Lease> {
+        self.by_fence.get(self.by_id.get(lease_id)?)
+    }
+
+    pub fn get_mut(&mut self, fence: u64) -> Option<&mut Lease> {
+        let lease = self.by_fence.get_mut(&fence)?;
+        if !lease.dirty {
+            lease.dirty = true;
+            self.dirty.push(fence);
+        }
+        Some(lease)
+    }
+
+    pub fn insert(&mut self, lease: Lease) {
+        self.dirty.push(lease.fence);
+        self.by_id.insert(lease.lease_id.clone(), lease.fence);
+        self.by_fence.insert(lease.fence, Lease { dirty: true, ..lease });
+    }
+
+    fn remove(&mut self, fence: u64) -> Option<Lease> {
+        let lease = self.by_fence.remove(&fence)?;
+        self.by_id.remove(&lease.lease_id);
+        if !lease.dirty {
+            self.dirty.push(fence);
+        }
+        Some(lease)
+    }
+}
+
+impl State {
+    /// Grants a lease on GPUs: (number, memory to reserve). The caller has checked that there is room.
+    pub(crate) fn grant(&mut self, lease: Lease, vram: &[(u32, u64)], emit: &mut Emit<'_>) {
+        let (fence, now) = (lease.fence, emit.logged_at());
+        self.timers.set(lease.deadline_ns, Timer::Lease(fence));
+        self.emit_lease(&lease, "granted", None, emit);
+        self.leases.insert(lease);
+        for &(number, vram_bytes) in vram {
+            let milli = self.leases.by_fence[&fence].milli;
+            // Time until now belongs to those who held it before.
+            self.credit(number, now);
+            let device = self.registry.device_mut(number);
+            device.facts.reservations.push(Reservation { fence, milli, vram_bytes });
+            device.facts.leased_from = device.facts.leased_from.or(Some(now));
+            device.facts_dirty = true;
+            self.restate(number, Cause::of("leased"), emit);
+            self.emit_lease_device(fence, number, vram_bytes, None, emit);
+        }
+    }
+
+    /// Extends a lease from now.
+    pub(crate) fn extend(&mut self, fence: u64, now: LogTime) {
+        let live_ns = self.clock.live_ns;
+        if let Some(lease) = self.leases.get_mut(fence) {
+            lease.deadline_ns = live_ns + lease.ttl_ms * NS_PER_MS;
+            lease.expires_at = now.plus_ms(lease.ttl_ms);
+        }
+    }
+
+    /// Ends a lease and frees its GPUs.
+    pub(crate) fn release(&mut self, fence: u64, emit: &mut Emit<'_>) {
+        let held = match self.leases.get_mut(fence) {
+            Some(lease) => {
+                lease.end_reason.get_or_insert_with(|| "released".to_owned());
+                lease.held.clone()
+            }
+            None => return,
+        };
+        for number in held {
+            self.give_back(fence, number, "released", emit);
+        }
+    }
+
+    /// A lease ran out: its GPUs drain.
+    pub(crate) fn expire(&mut self, fence: u64, emit: &mut Emit<'_>) {
+        let live_ns = self.clock.live_ns;
+        let Some(lease) = self.leases.get_mut(fence) else { return };
+        lease.state = LeaseState::Draining;
+        lease.end_reason = Some("expired".to_owned());
+        let lease = self.leases.by_fence[&fence].clone();
+        self.emit_lease(&lease, "expired", None, emit);
+        for &number in &lease.held {
+            self.credit(number, emit.logged_at());
+            let device = self.registry.device_mut(number);
+            device.facts.draining_ns = Some(live_ns);
+            device.facts_dirty = true;
+            self.restate(number, Cause::of("lease_expired"), emit);
+        }
+    }
+
+    /// A host is lost: the leases on its GPUs are suspended.
+    pub(crate) fn suspend_leases(&mut self, devices: &[u32], emit: &mut Emit<'_>) {
+        self.move_leases(devices, LeaseState::Active, LeaseState::Suspended, "host_lost", emit);
+    }
+
+    /// A lost host is back: its leases go on.
+    pub(crate) fn resume_leases(&mut self, devices: &[u32], emit: &mut Emit<'_>) {
+        self.move_leases(devices, LeaseState::Suspended, LeaseState::Active, "host_returned", emit);
+    }
+
+    fn move_leases(&mut self, devices: &[u32], from: LeaseState, to: LeaseState, cause: &str, emit: &mut Emit<'_>) {
+        let mut fences: Vec<u64> =
+            devices.iter().flat_map(|&d| self.registry.devices[d as usize].facts.reservations.iter().map(|r| r.fence)).collect();
+        fences.sort_unstable();
+        fences.dedup();
+        for fence in fences {
+            if self.leases.by_fence.get(&fence).is_some_and(|lease| lease.state == from)
+                && let Some(lease) = self.leases.get_mut(fence)
+            {
+                lease.state = to;
+                let lease = lease.clone();
+                self.emit_lease(&lease, cause, None, emit);
+            }
+        }
+    }
+
+    /// Telemetry has shown long enough that a draining GPU is empty. While another lease lives on it, that cannot be told.
+    pub(crate) fn observed_free(&mut self, number: u32, emit: &mut Emit<'_>) {
+        self.free_where(number, &[LeaseState::Draining], "observed_free", emit);
+    }
+
+    /// An operator says that a GPU is free of what does not live.
+    pub(crate) fn free_by_operator(&mut self, number: u32, emit: &mut Emit<'_>) {
+        self.free_where(number, &[LeaseState::Draining, LeaseState::Suspended], "operator", emit);
+    }
+
+    fn free_where(&mut self, number: u32, states: &[LeaseState], cause: &str, emit: &mut Emit<'_>) {
+        let reservations = &self.registry.devices[number as usize].facts.reservations;
+        let over = |fence: &u64| self.leases.by_fence.get(fence).is_none_or(|lease| states.contains(&lease.state));
+        let fences: Vec<u64> = reservations.iter().map(|r| r.fence).filter(over).collect();
+        if cause == "observed_free" && fences.len() < reservations.len() {
+            return;
+        }
+        for fence in fences {
+            self.give_back(fence, number, cause, emit);
+        }
+    }
+
+    /// Takes one GPU from a lease; the lease ends with its last one.
+    fn give_back(&mut self, fence: u64, number: u32, cause: &str, emit: &mut Emit<'_>) {
+        let now = emit.logged_at();
+        self.credit(number, now);
+        let vram_bytes = self.registry.devices[number as usize].facts.reservations.iter().find(|r| r.fence == fence).map_or(0, |r| r.vram_bytes);
+        self.emit_lease_device(fence, number, vram_bytes, Some(now), emit);
+        let device = self.registry.device_mut(number);
+        device.facts.reservations.retain(|r| r.fence != fence);
+        device.facts_dirty = true;
+        if device.facts.reservations.is_empty() {
+            device.facts.leased_before = device.facts.leased_from.take().map(|from| (from, now));
+        }
+        if let Some(lease) = self.leases.get_mut(fence) {
+            lease.held.retain(|&d| d != number);
+        }
+        let drains = self.registry.devices[number as usize]
+            .facts
+            .reservations
+            .iter()
+            .any(|r| self.leases.by_fence.get(&r.fence).is_some_and(|lease| lease.state == LeaseState::Draining));
+        if !drains {
+            self.registry.device_mut(number).facts.draining_ns = None;
+        }
+        self.restate(number, Cause::of(cause), emit);
+        if self.leases.by_fence.get(&fence).is_some_and(|lease| lease.held.is_empty())
+            && let Some(mut lease) = self.leases.remove(fence)
+        {
+            lease.state = LeaseState::Ended;
+            lease.end_reason.get_or_insert_with(|| cause.to_owned());
+            self.emit_lease(&lease, cause, Some(now), emit);
+        }
+    }
+
+    /// When a lease runs out, live clock in ns; absent if it has.
+    pub(crate) fn lease_deadline(&self, fence: u64) -> Option<i64> {
+        // Strictly after its end: a renewal at exactly the end still counts.
+        self.leases.by_fence.get(&fence).filter(|lease| lease.state != LeaseState::Draining).map(|lease| lease.deadline_ns + 1)
+    }
+
+    fn emit_lease(&self, lease: &Lease, cause: &str, ended_at: Option<LogTime>, emit: &mut Emit<'_>) {
+        emit.row(Row::Lease(Box::new(LeaseRow {
+            lease_id: lease.lease_id.clone(),
+            request_id: lease.request_id.clone(),
+            tenant: lease.tenant.clone(),
+            n_gpus: lease.granted.len() as u32,
+            state: lease.state,
+            granted_at: lease.granted_at,
+            expires_at: lease.expires_at,
+            ended_at,
+            end_reason: lease.end_reason.clone(),
+        })));
+        self.say_lease(lease, cause, emit);
+    }
+
+    /// Says on OUT where a lease stands.
+    pub(crate) fn say_lease(&self, lease: &Lease, cause: &str, emit: &mut Emit<'_>) {
+        let payload = LeaseChanged {
+            lease_id: lease.lease_id.clone(),
+            request_id: lease.request_id.clone(),
+            tenant: lease.tenant.clone(),
+            state: lease.state,
+            cause: cause.to_owned(),
+            fence: lease.fence,
+            device_uuids: lease.granted.iter().map(|&d| self.registry.devices[d as usize].uuid().clone()).collect(),
+        };
+        emit.out(&OutSubject::Lease(lease.tenant.clone()), Payload::Lease(payload));
+    }
+
+    fn emit_lease_device(&self, fence: u64, number: u32, vram_bytes: u64, to_at: Option<LogTime>, emit: &mut Emit<'_>) {
+        let Some(lease) = self.leases.by_fence.get(&fence) else { return };
+        let facts = &self.registry.devices[number as usize].facts;
+        emit.row(Row::LeaseDevice(Box::new(LeaseDeviceRow {
+            lease_id: lease.lease_id.clone(),
+            device_key: facts.key,
+            host: self.registry.hosts[facts.host as usize].id.clone(),
+            tenant: lease.tenant.clone(),
+            from_at: lease.granted_at,
+            to_at,
+            memory_reserved_bytes: i64::try_from(vram_bytes).unwrap_or(i64::MAX),
+        })));
+    }
+
+    /// Whether a host of a lease's GPUs is lost.
+    pub(crate) fn is_lost(&self, number: u32) -> bool {
+        let facts = &self.registry.devices[number as usize].facts;
+        self.registry.hosts[facts.host as usize].silence == Silence::Lost
+    }
+}

@@ -1,0 +1,39 @@
+//! Deadlines on the live clock. A timer may fire early: whoever it wakes works out the true deadline and waits again if it is later.
+//!
+//! Early firing is cheap and keeps the hot path free of re-scheduling. It leaves no trace: a timer acts only when its true deadline
+//! is the one it was queued under, so a state rebuilt with exact deadlines acts in the same order.
+
+use std::collections::BTreeSet;
+
+/// What waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Timer {
+    /// A host or one of its GPUs goes silent.
+    Silence(u32),
+    /// A lease runs out, by its fence.
+    Lease(u64),
+    /// Late parts of a GPU's windows close.
+    Late(u32),
+}
+
+/// All that waits, by (live clock in ns, what).
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Timers {
+    queue: BTreeSet<(i64, Timer)>,
+}
+
+impl Timers {
+    /// Wakes `timer` when the live clock reaches `at_ns`.
+    pub fn set(&mut self, at_ns: i64, timer: Timer) {
+        self.queue.insert((at_ns, timer));
+    }
+
+    /// Takes the earliest timer due at `live_ns`.
+    pub fn pop(&mut self, live_ns: i64) -> Option<(i64, Timer)> {
+        let first = *self.queue.first()?;
+        if first.0 > live_ns {
+            return None;
+        }
+        self.queue.pop_first()
+    }
+}
