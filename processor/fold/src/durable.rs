@@ -1,4 +1,28 @@
-//! What of the state survives a restart: entries of numbered tables, keys in big-endian order, values in postcard.
+//! What of the state survives a restart: entries of numbered tables, keys in big-endian order, values in postcard after a version byte.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | meta | `state`, `clock`, `announcer`, `buckets` | one struct each |
+//! | hosts | host 4 | host |
+//! | devices | device 4, part 1 (0 facts, 1 pulse) | facts or pulse |
+//! | panes | device 4, kind 1, tier 1, start 8 | open pane, late part or number of parts |
+//! | ranges | host 4, epoch 8, class 1 | ranges |
+//! | requests | number 8 | request seen |
+//! | leases | fence 8 | lease |
+
+use plimsoll_schemas::id::CellId;
+use plimsoll_schemas::row::Tier;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::State;
+use crate::ranges::{Class, Entry as RangesEntry, Ranges};
+use crate::registry::{Device, Facts, Host, LatePane, Pulse};
+use crate::timers::Timer;
+use crate::window::Pane;
+
+/// First byte of every value; another one means another format, and the store is rebuilt from the log.
+const VERSION: u8 = 1;
 
 /// One durable entry; a value of `None` deletes the key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,4 +83,301 @@ pub struct RestoreError {
     pub key: String,
     /// What was wrong.
     pub detail: String,
+}
+
+/// What of a window an entry of [`StateTable::Panes`] holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Kind {
+    Open = 1,
+    Late = 2,
+    Parts = 3,
+}
+
+fn pane_key(device: u32, kind: Kind, tier: Tier, start_ns: i64) -> Vec<u8> {
+    [&device.to_be_bytes()[..], &[kind as u8, tier as u8], &start_ns.to_be_bytes()].concat()
+}
+
+fn put<T: Serialize>(entries: &mut Vec<Entry>, table: StateTable, key: Vec<u8>, value: &T) {
+    let value = postcard::to_extend(value, vec![VERSION]).expect("state is plain data that postcard can write");
+    entries.push(Entry { table, key, value: Some(value) });
+}
+
+impl State {
+    /// The durable entries that changed since this was last called, for one write batch: at most one per key. Applied in any order
+    /// to what earlier calls gave, they are the whole state at [`State::position`].
+    pub fn take_dirty(&mut self) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        put(&mut entries, StateTable::Meta, b"state".to_vec(), &self.meta);
+        put(&mut entries, StateTable::Meta, b"clock".to_vec(), &self.clock);
+        put(&mut entries, StateTable::Meta, b"announcer".to_vec(), &self.announcer);
+        if std::mem::take(&mut self.buckets_dirty) {
+            put(&mut entries, StateTable::Meta, b"buckets".to_vec(), &self.buckets);
+        }
+        self.take_hosts(&mut entries);
+        self.take_devices(&mut entries);
+        for fence in sorted(std::mem::take(&mut self.leases.dirty)) {
+            let key = fence.to_be_bytes().to_vec();
+            match self.leases.by_fence.get_mut(&fence) {
+                Some(lease) => {
+                    lease.dirty = false;
+                    put(&mut entries, StateTable::Leases, key, lease);
+                }
+                None => entries.push(Entry { table: StateTable::Leases, key, value: None }),
+            }
+        }
+        for number in sorted(std::mem::take(&mut self.requests.dirty)) {
+            let key = number.to_be_bytes().to_vec();
+            match self.requests.by_number.get(&number) {
+                Some(seen) => put(&mut entries, StateTable::Requests, key, seen),
+                None => entries.push(Entry { table: StateTable::Requests, key, value: None }),
+            }
+        }
+        entries
+    }
+
+    fn take_hosts(&mut self, entries: &mut Vec<Entry>) {
+        for (host, epoch, class) in std::mem::take(&mut self.dropped_ranges) {
+            entries.push(Entry { table: StateTable::Ranges, key: ranges_key(host, epoch, class), value: None });
+        }
+        for number in sorted(std::mem::take(&mut self.registry.dirty_hosts)) {
+            let host = &mut self.registry.hosts[number as usize];
+            host.dirty = false;
+            host.forgotten_epoch = host.ranges.forgotten_epoch;
+            put(entries, StateTable::Hosts, number.to_be_bytes().to_vec(), host);
+            for entry in host.ranges.entries.iter_mut().filter(|entry| entry.dirty) {
+                entry.dirty = false;
+                put(entries, StateTable::Ranges, ranges_key(number, entry.epoch, entry.class), &entry.ranges);
+            }
+        }
+    }
+
+    fn take_devices(&mut self, entries: &mut Vec<Entry>) {
+        let mut closed = std::mem::take(&mut self.closed_panes);
+        for number in sorted(std::mem::take(&mut self.registry.dirty_devices)) {
+            let device = &mut self.registry.devices[number as usize];
+            device.listed = false;
+            let key = |part: u8| [&number.to_be_bytes()[..], &[part]].concat();
+            if std::mem::take(&mut device.facts_dirty) {
+                put(entries, StateTable::Devices, key(0), &device.facts);
+            }
+            if std::mem::take(&mut device.pulse_dirty) {
+                put(entries, StateTable::Devices, key(1), &device.pulse);
+            }
+            let open = device.open.iter_mut().map(|pane| (Tier::TenSeconds, pane));
+            let coarse = device.minute.iter_mut().map(|pane| (Tier::Minute, pane)).chain(device.hour.iter_mut().map(|pane| (Tier::Hour, pane)));
+            for (tier, pane) in open.chain(coarse).filter(|(_, pane)| pane.dirty) {
+                (pane.dirty, pane.stored) = (false, true);
+                let key = pane_key(number, Kind::Open, tier, pane.start_ns);
+                closed.remove(&key);
+                put(entries, StateTable::Panes, key, pane);
+            }
+            for (&(tier, start_ns), late) in device.late.iter_mut().filter(|(_, late)| late.pane.dirty) {
+                (late.pane.dirty, late.pane.stored) = (false, true);
+                let key = pane_key(number, Kind::Late, tier, start_ns);
+                closed.remove(&key);
+                put(entries, StateTable::Panes, key, late);
+            }
+        }
+        entries.extend(closed.into_iter().map(|key| Entry { table: StateTable::Panes, key, value: None }));
+        for (number, tier, start_ns) in std::mem::take(&mut self.dirty_parts) {
+            let key = pane_key(number, Kind::Parts, tier, start_ns);
+            match self.registry.devices[number as usize].parts.get(&(tier, start_ns)) {
+                Some(parts) => put(entries, StateTable::Panes, key, parts),
+                None => entries.push(Entry { table: StateTable::Panes, key, value: None }),
+            }
+        }
+    }
+
+    /// Notes that an open pane is gone, so that the store forgets it.
+    pub(crate) fn forget_pane(&mut self, number: u32, tier: Tier, pane: &Pane) {
+        if pane.stored {
+            self.closed_panes.insert(pane_key(number, Kind::Open, tier, pane.start_ns));
+        }
+    }
+
+    /// Notes that a late part is gone, so that the store forgets it.
+    pub(crate) fn forget_late(&mut self, number: u32, tier: Tier, pane: &Pane) {
+        if pane.stored {
+            self.closed_panes.insert(pane_key(number, Kind::Late, tier, pane.start_ns));
+        }
+    }
+
+    /// Rebuilds the state from what [`State::take_dirty`] has given over time: of every key the newest value, in the order of
+    /// [`StateTable::ALL`] and of the keys. Errors on another version, a value that does not decode, or entries that refer to
+    /// nothing. The recent ring is empty; the caller refills it by folding the last records into a state of their own, or lets it grow.
+    pub fn restore(cell: CellId, entries: impl Iterator<Item = Entry>) -> Result<Self, RestoreError> {
+        let mut entries: Vec<Entry> = entries.collect();
+        entries.sort_by(|a, b| (a.table, &a.key).cmp(&(b.table, &b.key)));
+        let mut state = Self::new(cell);
+        for entry in &entries {
+            state.load(entry)?;
+        }
+        for host in &state.registry.hosts {
+            if let Some(&device) = host.devices.iter().chain(host.inventories.iter().flat_map(|known| &known.slots)).find(|&&device| {
+                device != crate::registry::NO_DEVICE && device as usize >= state.registry.devices.len()
+            }) {
+                return Err(RestoreError { table: StateTable::Hosts.name(), key: String::new(), detail: format!("host {} refers to device {device}, there are {}", host.id, state.registry.devices.len()) });
+            }
+        }
+        state.settle();
+        Ok(state)
+    }
+
+    /// What follows from the durable state but is not stored: timers, orders, flags.
+    fn settle(&mut self) {
+        for number in 0..self.registry.hosts.len() as u32 {
+            let host = &mut self.registry.hosts[number as usize];
+            host.dirty = false;
+            self.behind.insert((host.closed_ns, number));
+            self.wait_for_silence(number);
+        }
+        for number in 0..self.registry.devices.len() as u32 {
+            let device = &mut self.registry.devices[number as usize];
+            device.open.sort_by_key(|pane| pane.start_ns);
+            (device.facts_dirty, device.pulse_dirty, device.listed) = (false, false, false);
+            if let Some(at_ns) = self.late_deadline(number) {
+                self.timers.set(at_ns, Timer::Late(number));
+            }
+        }
+        let fences: Vec<u64> = self.leases.by_fence.keys().copied().collect();
+        for fence in fences {
+            if let Some(lease) = self.leases.by_fence.get_mut(&fence) {
+                lease.dirty = false;
+            }
+            if let Some(at_ns) = self.lease_deadline(fence) {
+                self.timers.set(at_ns, Timer::Lease(fence));
+            }
+        }
+        self.registry.dirty_hosts.clear();
+        self.registry.dirty_devices.clear();
+        self.leases.dirty.clear();
+    }
+
+    fn load(&mut self, entry: &Entry) -> Result<(), RestoreError> {
+        match entry.table {
+            StateTable::Meta => match entry.key.as_slice() {
+                b"state" => self.meta = entry.value()?,
+                b"clock" => self.clock = entry.value()?,
+                b"announcer" => self.announcer = entry.value()?,
+                b"buckets" => self.buckets = entry.value()?,
+                _ => return Err(entry.error("unknown key")),
+            },
+            StateTable::Hosts => {
+                let mut host: Host = entry.value()?;
+                host.ranges.forgotten_epoch = host.forgotten_epoch;
+                if entry.u32_at(0)? != self.registry.add_host(host) {
+                    return Err(entry.error("hosts are not numbered without a hole"));
+                }
+            }
+            StateTable::Devices => self.load_device(entry)?,
+            StateTable::Panes => self.load_pane(entry)?,
+            StateTable::Ranges => {
+                let (host, epoch) = (entry.u32_at(0)?, entry.u64_at(4)?);
+                let class = match entry.key.get(12) {
+                    Some(1) => Class::Sample,
+                    Some(2) => Class::Event,
+                    Some(_) | None => return Err(entry.error("unknown class")),
+                };
+                let ranges: Ranges = entry.value()?;
+                let host = self.registry.hosts.get_mut(host as usize).ok_or_else(|| entry.error("no such host"))?;
+                host.ranges.entries.push(RangesEntry { epoch, class, ranges, dirty: false });
+            }
+            StateTable::Requests => {
+                let number = entry.u64_at(0)?;
+                self.requests.insert(number, entry.value()?);
+            }
+            StateTable::Leases => self.leases.insert(entry.value()?),
+        }
+        Ok(())
+    }
+
+    fn load_device(&mut self, entry: &Entry) -> Result<(), RestoreError> {
+        let number = entry.u32_at(0)?;
+        match entry.key.get(4) {
+            Some(0) => {
+                let facts: Facts = entry.value()?;
+                if facts.host as usize >= self.registry.hosts.len() {
+                    return Err(entry.error("no such host"));
+                }
+                if self.registry.add_device(facts) != number {
+                    return Err(entry.error("devices are not numbered without a hole"));
+                }
+            }
+            Some(1) => {
+                let pulse: Pulse = entry.value()?;
+                self.device_of(entry, number)?.pulse = pulse;
+            }
+            Some(_) | None => return Err(entry.error("unknown part")),
+        }
+        Ok(())
+    }
+
+    fn load_pane(&mut self, entry: &Entry) -> Result<(), RestoreError> {
+        let number = entry.u32_at(0)?;
+        let tier = match entry.key.get(5) {
+            Some(1) => Tier::TenSeconds,
+            Some(2) => Tier::Minute,
+            Some(3) => Tier::Hour,
+            Some(_) | None => return Err(entry.error("unknown tier")),
+        };
+        let start_ns = i64::from_be_bytes(entry.u64_at(6)?.to_be_bytes());
+        let kind = entry.key.get(4).copied();
+        let device = self.device_of(entry, number)?;
+        if kind == Some(Kind::Open as u8) {
+            let pane = Pane { stored: true, ..entry.value()? };
+            match tier {
+                Tier::TenSeconds => device.open.push(pane),
+                Tier::Minute => device.minute = Some(pane),
+                Tier::Hour => device.hour = Some(pane),
+            }
+        } else if kind == Some(Kind::Late as u8) {
+            let mut late: LatePane = entry.value()?;
+            late.pane.stored = true;
+            device.late.insert((tier, start_ns), late);
+        } else if kind == Some(Kind::Parts as u8) {
+            device.parts.insert((tier, start_ns), entry.value()?);
+        } else {
+            return Err(entry.error("unknown kind"));
+        }
+        Ok(())
+    }
+
+    fn device_of(&mut self, entry: &Entry, number: u32) -> Result<&mut Device, RestoreError> {
+        self.registry.devices.get_mut(number as usize).ok_or_else(|| entry.error("no such device"))
+    }
+}
+
+fn sorted<T: Ord>(mut numbers: Vec<T>) -> Vec<T> {
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
+}
+
+fn ranges_key(host: u32, epoch: u64, class: Class) -> Vec<u8> {
+    [&host.to_be_bytes()[..], &epoch.to_be_bytes(), &[class as u8]].concat()
+}
+
+impl Entry {
+    fn error(&self, detail: impl Into<String>) -> RestoreError {
+        RestoreError { table: self.table.name(), key: self.key.iter().map(|byte| format!("{byte:02x}")).collect(), detail: detail.into() }
+    }
+
+    fn value<T: DeserializeOwned>(&self) -> Result<T, RestoreError> {
+        match self.value.as_deref() {
+            Some([VERSION, bytes @ ..]) => postcard::from_bytes(bytes).map_err(|error| self.error(error.to_string())),
+            Some([version, ..]) => Err(self.error(format!("format {version}, this build reads {VERSION}"))),
+            Some([]) | None => Err(self.error("no value")),
+        }
+    }
+
+    fn u32_at(&self, at: usize) -> Result<u32, RestoreError> {
+        let bytes = self.key.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+        bytes.map(u32::from_be_bytes).ok_or_else(|| self.error("key too short"))
+    }
+
+    fn u64_at(&self, at: usize) -> Result<u64, RestoreError> {
+        let bytes = self.key.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
+        bytes.map(u64::from_be_bytes).ok_or_else(|| self.error("key too short"))
+    }
 }

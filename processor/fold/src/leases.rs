@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::State;
 use crate::emit::Emit;
-use crate::registry::{Reservation, Silence};
+use crate::registry::Reservation;
 use crate::state_time::Cause;
 use crate::timers::Timer;
 
@@ -274,11 +274,5 @@ impl State {
             to_at,
             memory_reserved_bytes: i64::try_from(vram_bytes).unwrap_or(i64::MAX),
         })));
-    }
-
-    /// Whether a host of a lease's GPUs is lost.
-    pub(crate) fn is_lost(&self, number: u32) -> bool {
-        let facts = &self.registry.devices[number as usize].facts;
-        self.registry.hosts[facts.host as usize].silence == Silence::Lost
     }
 }

@@ -2,17 +2,49 @@
 //!
 //! `State::step` is the whole interface of time: the same records in the same order give the same state, rows and outputs, byte for byte.
 
+mod clock;
+mod emit;
+mod timers;
+mod ranges;
+mod as_json;
+mod check;
+mod window;
 pub mod ring;
-pub mod cluster;
+mod registry;
+mod refuse;
+mod frames;
+mod close;
+mod late;
+mod liveness;
+mod state_time;
+mod inventory;
+mod health;
+pub mod control;
 pub mod placement;
-pub mod conformance;
+mod leases;
+mod requests;
+pub mod cluster;
+mod step;
 pub mod durable;
+pub mod conformance;
 
-use plimsoll_schemas::id::{CellId, DeviceKey, Position};
+use std::collections::{BTreeMap, BTreeSet};
+
+use plimsoll_schemas::id::{CellId, DeviceKey, HostId, Position, TenantId};
 use plimsoll_schemas::out::Output;
-use plimsoll_schemas::record::Record;
-use plimsoll_schemas::row::{PlacedRow, SampleRow};
+use plimsoll_schemas::row::{PlacedRow, SampleRow, Tier};
 use plimsoll_schemas::time::LogTime;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Clock;
+use crate::control::{Sealed, Thresholds};
+use crate::emit::Chain;
+use crate::leases::Leases;
+use crate::ranges::Class;
+use crate::refuse::{Announcer, Limiter};
+use crate::registry::{Registry, Silence, Use};
+use crate::requests::{Bucket, Requests};
+use crate::timers::Timers;
 
 /// What folding records has produced since it was last taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,12 +55,58 @@ pub struct Effects {
     pub outputs: Vec<Output>,
 }
 
+/// Counts since the log began. samples = folded + late + rejected + duplicate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Counters {
+    samples: u64,
+    folded: u64,
+    late: u64,
+    rejected: u64,
+    duplicate: u64,
+    messages_refused: u64,
+}
+
+/// What the state knows besides hosts, GPUs, requests and leases.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Meta {
+    position: Position,
+    chain: Chain,
+    counters: Counters,
+    settings: Thresholds,
+    enrol_all: bool,
+    /// Hosts that were enrolled before they registered.
+    enrolled_early: BTreeSet<HostId>,
+    sealed: Sealed,
+    /// The last lease's fence.
+    fence: u64,
+    /// Requests remembered so far.
+    requests: u64,
+    /// Bound on rows of `rejected` that belong to no registered host.
+    limiter: Limiter,
+}
+
 /// Everything the fold knows.
 #[derive(Debug)]
 pub struct State {
     cell: CellId,
-    position: Position,
-    logged_at: LogTime,
+    meta: Meta,
+    clock: Clock,
+    registry: Registry,
+    leases: Leases,
+    requests: Requests,
+    /// Shares of the tenants.
+    buckets: BTreeMap<TenantId, Bucket>,
+    announcer: Announcer,
+    timers: Timers,
+    /// Hosts by the end of their last closed window.
+    behind: BTreeSet<(i64, u32)>,
+    /// Devices of the frame being folded.
+    scratch: Vec<u32>,
+    /// Keys of panes that closed since the last commit and stand in the store.
+    closed_panes: BTreeSet<Vec<u8>>,
+    dirty_parts: BTreeSet<(u32, Tier, i64)>,
+    dropped_ranges: Vec<(u32, u64, Class)>,
+    buckets_dirty: bool,
 }
 
 /// Numbers about the state for metrics, readiness and `plimsoll status`.
@@ -46,6 +124,8 @@ pub struct Summary {
     pub leases: u64,
     /// Panes open.
     pub panes_open: u64,
+    /// Samples in frames since the log began: folded + late + rejected + duplicate.
+    pub samples: u64,
     /// Samples folded since the log began.
     pub samples_folded: u64,
     /// Samples refused.
@@ -54,6 +134,8 @@ pub struct Summary {
     pub samples_late: u64,
     /// Samples seen before.
     pub samples_duplicate: u64,
+    /// Messages that nobody could read.
+    pub messages_refused: u64,
     /// Sequence of the last output.
     pub out_seq: u64,
     /// Number of the last decision.
@@ -63,23 +145,23 @@ pub struct Summary {
 impl State {
     /// The state before the first record.
     pub fn new(cell: CellId) -> Self {
-        Self { cell, position: Position::default(), logged_at: LogTime::default() }
-    }
-
-    /// Rebuilds the state from what [`State::take_dirty`] has given over time.
-    pub fn restore(cell: CellId, _entries: impl Iterator<Item = durable::Entry>) -> Result<Self, durable::RestoreError> {
-        Ok(Self::new(cell))
-    }
-
-    /// Folds one record, appending what follows from it.
-    pub fn step(&mut self, record: &Record, _effects: &mut Effects) {
-        self.position = record.position;
-        self.logged_at = record.logged_at;
-    }
-
-    /// The durable entries that changed since this was last called, for one write batch.
-    pub fn take_dirty(&mut self) -> Vec<durable::Entry> {
-        Vec::new()
+        Self {
+            cell,
+            meta: Meta::default(),
+            clock: Clock::default(),
+            registry: Registry::default(),
+            leases: Leases::default(),
+            requests: Requests::default(),
+            buckets: BTreeMap::new(),
+            announcer: Announcer::default(),
+            timers: Timers::default(),
+            behind: BTreeSet::new(),
+            scratch: Vec::new(),
+            closed_panes: BTreeSet::new(),
+            dirty_parts: BTreeSet::new(),
+            dropped_ranges: Vec::new(),
+            buckets_dirty: false,
+        }
     }
 
     /// The cell.
@@ -89,26 +171,76 @@ impl State {
 
     /// Position of the last record folded.
     pub fn position(&self) -> Position {
-        self.position
+        self.meta.position
     }
 
     /// Log time of the last record folded.
     pub fn logged_at(&self) -> LogTime {
-        self.logged_at
+        self.clock.logged_at
     }
 
-    /// Rolling hash over everything that changed up to `position`.
+    /// What the archive holds, as the log says.
+    pub fn sealed(&self) -> Sealed {
+        self.meta.sealed
+    }
+
+    /// Rolling hash over all rows, outputs and counts up to [`State::position`].
     pub fn hash(&self) -> u64 {
-        0
+        self.meta.chain.hash
     }
 
-    /// Numbers for metrics and status.
+    /// Numbers for metrics and status. Walks all GPUs: for a timer, not for every record.
     pub fn summary(&self) -> Summary {
-        Summary::default()
+        let devices = || self.registry.devices.iter().filter(|device| !device.facts.retired);
+        let counters = &self.meta.counters;
+        Summary {
+            hosts: self.registry.hosts.len() as u64,
+            hosts_silent: self.registry.hosts.iter().filter(|host| host.silence != Silence::Heard).count() as u64,
+            devices: devices().count() as u64,
+            devices_placeable: devices().filter(|device| device.facts.using == Use::Free).count() as u64,
+            leases: self.leases.by_fence.len() as u64,
+            panes_open: self
+                .registry
+                .devices
+                .iter()
+                .map(|device| (device.open.len() + device.late.len() + usize::from(device.minute.is_some()) + usize::from(device.hour.is_some())) as u64)
+                .sum(),
+            samples: counters.samples,
+            samples_folded: counters.folded,
+            samples_rejected: counters.rejected,
+            samples_late: counters.late,
+            samples_duplicate: counters.duplicate,
+            messages_refused: counters.messages_refused,
+            out_seq: self.meta.chain.out_seq,
+            decision_seq: self.meta.chain.decision_seq,
+        }
     }
 
-    /// The newest samples of the recent ring, newest last, of some devices or of all, at most `limit` rows.
-    pub fn recent(&self, _devices: Option<&[DeviceKey]>, _limit: usize) -> Vec<SampleRow> {
-        Vec::new()
+    /// The newest samples of the recent ring, of some devices or of all, at most `limit` rows in all. Grouped by GPU in the order
+    /// of the keys (of `devices`, if given), oldest first; where the limit bites, every GPU keeps its newest ones.
+    pub fn recent(&self, devices: Option<&[DeviceKey]>, limit: usize) -> Vec<SampleRow> {
+        let numbers: Vec<u32> = match devices {
+            Some(keys) => keys.iter().filter_map(|key| self.registry.by_key.get(key).copied()).collect(),
+            None => self.registry.by_key.values().copied().collect(),
+        };
+        let each = limit.checked_div(numbers.len()).unwrap_or(0).max(1);
+        let mut rows = Vec::new();
+        for &number in &numbers {
+            let device = &self.registry.devices[number as usize];
+            let skip = device.recent.len().saturating_sub(each.min(limit - rows.len()));
+            let host = &self.registry.hosts[device.facts.host as usize].id;
+            let lease = device.facts.reservations.first().and_then(|r| self.leases.by_fence.get(&r.fence));
+            rows.extend(device.recent.iter().skip(skip).map(|&((at, _, sequence), recent)| SampleRow {
+                sampled_at: at,
+                device_key: device.facts.key,
+                host: host.clone(),
+                gpu_index: device.facts.gpu.index,
+                seq: sequence,
+                received_at: recent.logged_at,
+                sample: recent.sample,
+                lease_id: lease.filter(|lease| at.0 >= lease.granted_at.0).map(|lease| lease.lease_id.clone()),
+            }));
+        }
+        rows
     }
 }

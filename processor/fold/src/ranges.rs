@@ -94,13 +94,12 @@ pub(crate) struct Entry {
 impl HostRanges {
     /// Marks a sequence.
     pub fn insert(&mut self, epoch: u64, class: Class, sequence: u64) -> Seen {
-        match self.entry(epoch, class) {
-            None => Seen::Forgotten,
-            Some(entry) if entry.ranges.insert(sequence) => {
-                entry.dirty = true;
-                Seen::New
-            }
-            Some(_) => Seen::Duplicate,
+        let Some(entry) = self.entry(epoch, class) else { return Seen::Forgotten };
+        if entry.ranges.insert(sequence) {
+            entry.dirty = true;
+            Seen::New
+        } else {
+            Seen::Duplicate
         }
     }
 
@@ -171,6 +170,7 @@ mod tests {
         assert_eq!(host.insert(1, Class::Sample, 2), Seen::Forgotten);
         assert_eq!(host.insert(2, Class::Sample, 1), Seen::Duplicate);
     }
+
     #[test]
     fn extreme_sequences_do_not_overflow() {
         let mut ranges = Ranges::default();

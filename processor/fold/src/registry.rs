@@ -51,6 +51,7 @@ pub(crate) struct Known {
 pub(crate) struct HostFacts {
     pub hostname: String,
     pub agent_version: String,
+    #[serde(with = "crate::as_json")]
     pub placement: Placement,
     pub cpu_cores: Option<u32>,
     pub ram_bytes: Option<u64>,
@@ -146,6 +147,7 @@ impl Current {
 /// What changes seldom about a GPU.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Facts {
+    #[serde(with = "crate::as_json")]
     pub gpu: Gpu,
     pub key: DeviceKey,
     /// Its host, by number.

@@ -1,5 +1,6 @@
 //! Where a GPU stands and what its time is used for: one place that decides both, and credits log time to the open panes.
 
+use plimsoll_schemas::id::{HostId, TenantId};
 use plimsoll_schemas::out::{DeviceChanged, DeviceState, HostChanged, Payload};
 use plimsoll_schemas::row::{DeviceEventRow, DeviceRow, HostRow, Row};
 use plimsoll_schemas::subject::OutSubject;
@@ -94,23 +95,25 @@ impl State {
     pub(crate) fn credit(&mut self, number: u32, until: LogTime) {
         let until_ms = until.millis();
         let device = self.registry.device_mut(number);
-        let from_ms = std::mem::replace(&mut device.facts.credited_ms, until_ms.max(device.facts.credited_ms));
-        device.facts_dirty |= device.facts.credited_ms != from_ms;
+        let from_ms = device.facts.credited_ms;
+        if until_ms <= from_ms {
+            return;
+        }
+        device.facts.credited_ms = until_ms;
+        device.facts_dirty = true;
         if device.facts.using == Use::Unknown {
             return;
         }
+        let reservations = std::mem::take(&mut device.facts.reservations);
+        let holders = if device.facts.using == Use::Allocated { self.leases.holders(&reservations) } else { Vec::new() };
         let mut at_ms = from_ms;
         while at_ms < until_ms {
             let start_ms = floor(at_ms, PANE_MS);
             let end_ms = (start_ms + PANE_MS).min(until_ms);
-            let holders = if device.facts.using == Use::Allocated { self.leases.holders(&device.facts.reservations) } else { Vec::new() };
-            credit_pane(device, start_ms, end_ms - at_ms);
-            let pane = device.pane(start_ms * NS_PER_MS);
-            for (lease_id, tenant) in holders {
-                pane.hold(lease_id, tenant, end_ms - at_ms);
-            }
+            credit_pane(device, start_ms, end_ms - at_ms, &holders);
             at_ms = end_ms;
         }
+        device.facts.reservations = reservations;
     }
 
     /// Opens the next version of a GPU in `devices` and says what moved it.
@@ -199,7 +202,7 @@ impl State {
     }
 }
 
-fn credit_pane(device: &mut Device, start_ms: i64, ms: i64) {
+fn credit_pane(device: &mut Device, start_ms: i64, ms: i64, holders: &[(&str, &TenantId)]) {
     let using = device.facts.using;
     let pane = device.pane(start_ms * NS_PER_MS);
     pane.dirty = true;
@@ -209,6 +212,9 @@ fn credit_pane(device: &mut Device, start_ms: i64, ms: i64) {
         Use::Free => pane.state.free_ms += ms,
         Use::Unhealthy => pane.state.unhealthy_ms += ms,
         Use::Drained => pane.state.drained_ms += ms,
+    }
+    for (lease_id, tenant) in holders {
+        pane.hold(lease_id, tenant, ms);
     }
 }
 
@@ -220,7 +226,7 @@ fn severity(state: DeviceState) -> &'static str {
     }
 }
 
-fn device_row(device: &Device, host: &plimsoll_schemas::id::HostId, valid_to: Option<LogTime>) -> DeviceRow {
+fn device_row(device: &Device, host: &HostId, valid_to: Option<LogTime>) -> DeviceRow {
     DeviceRow {
         device_key: device.facts.key,
         valid_from: device.facts.valid_from,

@@ -1,0 +1,114 @@
+//! One record: time moves, what is due happens, then what the record says.
+
+use plimsoll_schemas::id::Position;
+use plimsoll_schemas::out::{Gap, Payload};
+use plimsoll_schemas::record::{Body, Record, Refused};
+use plimsoll_schemas::subject::OutSubject;
+use plimsoll_schemas::time::{EventTime, LogTime};
+
+use crate::clock::Moved;
+use crate::emit::Emit;
+use crate::refuse::Refusal;
+use crate::timers::Timer;
+use crate::{Effects, State};
+
+/// Most timers served per record; the rest waits for the next record.
+const TIMERS_PER_RECORD: usize = 4_096;
+
+impl State {
+    /// Folds one record, appending what follows from it. A record at or before [`State::position`] was folded already: nothing happens.
+    pub fn step(&mut self, record: &Record, effects: &mut Effects) {
+        if record.position <= self.meta.position {
+            return;
+        }
+        let before = std::mem::replace(&mut self.meta.position, record.position);
+        let moved = self.clock.advance(record.logged_at);
+        let cell = self.cell.clone();
+        let mut emit = Emit::new(&cell, effects, record.position, self.clock.logged_at, self.meta.chain);
+        self.contiguous(before, record.position, &mut emit);
+        if let Moved::Stalled { before } = moved {
+            self.stalled(before);
+        }
+        self.serve_timers(&mut emit);
+        self.close_forced(&mut emit);
+        match &record.body {
+            Body::Frame(frame) => self.frame(frame, &mut emit),
+            Body::Inventory(inventory) => self.inventory(inventory, &mut emit),
+            Body::Event(event) => self.event(event, &mut emit),
+            Body::Request(tenant, request) => self.request(tenant, request, &mut emit),
+            Body::Control(control) => self.control(control, &mut emit),
+            Body::Tick(_) | Body::Check(_) => {}
+            Body::Refused(refused) => self.refused(refused, &mut emit),
+        }
+        let counters = &self.meta.counters;
+        self.meta.chain = emit.finish(&[counters.samples, counters.folded, counters.late, counters.rejected, counters.duplicate, self.meta.fence]);
+    }
+
+    /// A hole in the log's own sequence is said once: what is missing there is gone.
+    fn contiguous(&self, before: Position, now: Position, emit: &mut Emit<'_>) {
+        let expected = if now.epoch == before.epoch { before.sequence + 1 } else { return };
+        if now.sequence > expected {
+            let gap = Gap {
+                host: None,
+                epoch: None,
+                from_sequence: expected,
+                to_sequence: now.sequence - 1,
+                state: "loss".to_owned(),
+                cause: "the log no longer holds these records".to_owned(),
+            };
+            emit.out(&OutSubject::Gap, Payload::Gap(gap));
+        }
+    }
+
+    /// Log time jumped: what every GPU was used for meanwhile is unknown, so the time until the jump is credited and the rest is not.
+    fn stalled(&mut self, before: LogTime) {
+        let now_ms = self.clock.logged_at.millis();
+        for number in 0..self.registry.devices.len() as u32 {
+            self.credit(number, before);
+            let device = self.registry.device_mut(number);
+            device.facts.credited_ms = device.facts.credited_ms.max(now_ms);
+            device.facts_dirty = true;
+        }
+    }
+
+    fn serve_timers(&mut self, emit: &mut Emit<'_>) {
+        let live_ns = self.clock.live_ns;
+        for _ in 0..TIMERS_PER_RECORD {
+            let Some((queued_ns, timer)) = self.timers.pop(live_ns) else { return };
+            let deadline = match timer {
+                Timer::Silence(host) => self.silence_deadline(host),
+                Timer::Lease(fence) => self.lease_deadline(fence),
+                Timer::Late(number) => self.late_deadline(number),
+            };
+            match deadline {
+                None => {}
+                Some(at_ns) if at_ns != queued_ns => self.timers.set(at_ns, timer),
+                Some(_) => self.wake(timer, emit),
+            }
+        }
+    }
+
+    fn wake(&mut self, timer: Timer, emit: &mut Emit<'_>) {
+        match timer {
+            Timer::Silence(host) => {
+                self.note_silence(host, emit);
+                self.wait_for_silence(host);
+            }
+            Timer::Lease(fence) => self.expire(fence, emit),
+            Timer::Late(number) => {
+                self.close_late_due(number, emit);
+                if let Some(at_ns) = self.late_deadline(number) {
+                    self.timers.set(at_ns, timer);
+                }
+            }
+        }
+    }
+
+    /// A message that nobody can read: counted, shown, and that is all.
+    fn refused(&mut self, refused: &Refused, emit: &mut Emit<'_>) {
+        self.meta.counters.messages_refused += 1;
+        let number = refused.host.as_ref().and_then(|host| self.registry.host_number(host));
+        let refusal = Refusal { at: Some(EventTime(emit.logged_at().0)), ..Refusal::new(refused.reason, refused.detail.clone()) };
+        self.refuse(number, refused.host.as_ref(), &refused.source, refusal, emit);
+    }
+}

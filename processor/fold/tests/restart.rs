@@ -1,0 +1,125 @@
+//! A state that is stored, dropped and rebuilt at any moments goes on exactly as one that was never interrupted.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use plimsoll_fold::durable::{Entry, StateTable};
+use plimsoll_fold::{Effects, State};
+use plimsoll_schemas::id::Position;
+use plimsoll_schemas::record::Record;
+use support::{Plan, Rng, cell, scenario};
+
+type Store = BTreeMap<(StateTable, Vec<u8>), Vec<u8>>;
+
+fn commit(state: &mut State, store: &mut Store) {
+    for Entry { table, key, value } in state.take_dirty() {
+        match value {
+            Some(value) => store.insert((table, key), value),
+            None => store.remove(&(table, key)),
+        };
+    }
+}
+
+fn restore(store: &Store) -> State {
+    let entries = store.iter().map(|((table, key), value)| Entry { table: *table, key: key.clone(), value: Some(value.clone()) });
+    State::restore(cell(), entries).expect("own entries")
+}
+
+/// Folds with commits and crashes at random moments; what was not committed is folded again.
+fn fold_with_crashes(records: &[Record], seed: u64) -> (State, Effects, u32) {
+    let mut rng = Rng::new(seed ^ 0xdead_beef);
+    let (mut state, mut store, mut kept) = (State::new(cell()), Store::new(), Effects::default());
+    let (mut pending, mut at, mut committed, mut crashes) = (Effects::default(), 0, 0, 0);
+    commit(&mut state, &mut store);
+    while at < records.len() {
+        state.step(&records[at], &mut pending);
+        at += 1;
+        match rng.below(400) {
+            0..4 => {
+                commit(&mut state, &mut store);
+                kept.rows.append(&mut pending.rows);
+                kept.outputs.append(&mut pending.outputs);
+                committed = at;
+            }
+            4 => {
+                state = restore(&store);
+                assert_eq!(state.position(), if committed == 0 { Position::default() } else { records[committed - 1].position });
+                pending = Effects::default();
+                at = committed;
+                crashes += 1;
+            }
+            _ => {}
+        }
+    }
+    kept.rows.append(&mut pending.rows);
+    kept.outputs.append(&mut pending.outputs);
+    (state, kept, crashes)
+}
+
+#[test]
+fn crashes_and_commits_at_any_moment_leave_no_trace() {
+    for seed in 200..=205 {
+        let records = scenario(seed, Plan { hosts: 3, gpus: 2, seconds: 2_000, stalls: true, tenants: true, churn: true });
+        let (mut whole, mut effects) = (State::new(cell()), Effects::default());
+        records.iter().for_each(|record| whole.step(record, &mut effects));
+        let (state, crashed, crashes) = fold_with_crashes(&records, seed);
+        assert!(crashes > 5, "seed {seed}: only {crashes} crashes");
+        for (n, (a, b)) in effects.rows.iter().zip(&crashed.rows).enumerate() {
+            assert_eq!(a, b, "seed {seed}: row {n}");
+        }
+        assert_eq!(effects.rows.len(), crashed.rows.len(), "seed {seed}");
+        assert_eq!(effects.outputs, crashed.outputs, "seed {seed}");
+        assert_eq!(whole.hash(), state.hash(), "seed {seed}");
+        assert_eq!(whole.summary(), state.summary(), "seed {seed}");
+    }
+}
+
+#[test]
+fn what_is_stored_after_many_commits_is_what_is_stored_after_one() {
+    let records = scenario(300, Plan { hosts: 3, gpus: 2, seconds: 1_500, stalls: true, tenants: true, churn: true });
+    let (mut often, mut once) = (Store::new(), Store::new());
+    let (mut a, mut b) = (State::new(cell()), State::new(cell()));
+    for (n, record) in records.iter().enumerate() {
+        a.step(record, &mut Effects::default());
+        b.step(record, &mut Effects::default());
+        if n % 7 == 0 {
+            commit(&mut a, &mut often);
+        }
+    }
+    commit(&mut a, &mut often);
+    commit(&mut b, &mut once);
+    assert_eq!(often.keys().collect::<Vec<_>>(), once.keys().collect::<Vec<_>>());
+    assert_eq!(often, once);
+}
+
+#[test]
+fn a_record_that_was_folded_before_changes_nothing() {
+    let records = scenario(301, Plan { hosts: 2, gpus: 2, seconds: 300, stalls: false, tenants: true, churn: false });
+    let (mut state, mut effects) = (State::new(cell()), Effects::default());
+    records.iter().for_each(|record| state.step(record, &mut effects));
+    let (hash, rows) = (state.hash(), effects.rows.len());
+    records.iter().for_each(|record| state.step(record, &mut effects));
+    assert_eq!((state.hash(), effects.rows.len()), (hash, rows));
+}
+
+#[test]
+fn damaged_entries_are_refused_and_named() {
+    let records = scenario(302, Plan { hosts: 2, gpus: 2, seconds: 300, stalls: false, tenants: true, churn: false });
+    let (mut state, mut store) = (State::new(cell()), Store::new());
+    records.iter().for_each(|record| state.step(record, &mut Effects::default()));
+    commit(&mut state, &mut store);
+    let check = |change: &dyn Fn(&mut Store), expected: &str| {
+        let mut damaged = store.clone();
+        change(&mut damaged);
+        let entries = damaged.into_iter().map(|((table, key), value)| Entry { table, key, value: Some(value) });
+        let error = State::restore(cell(), entries).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+    };
+    let key = |part: u8| (StateTable::Devices, vec![0, 0, 0, 0, part]);
+    check(&|s| s.get_mut(&key(0)).expect("there")[0] = 9, "format 9, this build reads 1");
+    check(&|s| s.get_mut(&key(0)).expect("there").truncate(5), "table devices, key 0000000000");
+    check(&|s| drop(s.remove(&key(0))), "no such device");
+    check(&|s| drop(s.remove(&(StateTable::Hosts, vec![0, 0, 0, 0]))), "without a hole");
+    check(&|s| drop(s.insert((StateTable::Meta, b"strange".to_vec()), vec![1])), "unknown key");
+}
