@@ -214,10 +214,17 @@ impl State {
             state.load(entry)?;
         }
         for host in &state.registry.hosts {
-            if let Some(&device) = host.devices.iter().chain(host.inventories.iter().flat_map(|known| &known.slots)).find(|&&device| {
-                device != crate::registry::NO_DEVICE && device as usize >= state.registry.devices.len()
-            }) {
-                return Err(RestoreError { table: StateTable::Hosts.name(), key: String::new(), detail: format!("host {} refers to device {device}, there are {}", host.id, state.registry.devices.len()) });
+            if let Some(&device) = host
+                .devices
+                .iter()
+                .chain(host.inventories.iter().flat_map(|known| &known.slots))
+                .find(|&&device| device != crate::registry::NO_DEVICE && device as usize >= state.registry.devices.len())
+            {
+                return Err(RestoreError {
+                    table: StateTable::Hosts.name(),
+                    key: String::new(),
+                    detail: format!("host {} refers to device {device}, there are {}", host.id, state.registry.devices.len()),
+                });
             }
         }
         state.settle();

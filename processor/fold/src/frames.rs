@@ -124,7 +124,11 @@ impl State {
                 if sample.is_empty() {
                     continue;
                 }
-                let wrong = if number == NO_DEVICE { Some((Reason::DeviceNotRegistered, format!("slot {}", frame.slots[g].0))) } else { wrong.map(|reason| (reason, tick.sampled_at.0.to_string())) };
+                let wrong = if number == NO_DEVICE {
+                    Some((Reason::DeviceNotRegistered, format!("slot {}", frame.slots[g].0)))
+                } else {
+                    wrong.map(|reason| (reason, tick.sampled_at.0.to_string()))
+                };
                 if let Some((reason, raw)) = wrong {
                     self.meta.counters.rejected += 1;
                     refused.push(context.refusal(self.key(number), None, tick.sampled_at, reason, raw));
@@ -143,7 +147,16 @@ impl State {
     }
 
     /// Folds one sample into the pane of its instant.
-    fn fold_sample(&mut self, context: &Context, number: u32, at: EventTime, held_ms: i64, sample: &Sample, refused: &mut Refused, emit: &mut Emit<'_>) {
+    fn fold_sample(
+        &mut self,
+        context: &Context,
+        number: u32,
+        at: EventTime,
+        held_ms: i64,
+        sample: &Sample,
+        refused: &mut Refused,
+        emit: &mut Emit<'_>,
+    ) {
         let logged_at = emit.logged_at();
         let closed_ns = self.registry.hosts[context.host as usize].closed_ns;
         let device = self.registry.device_mut(number);
@@ -192,7 +205,8 @@ impl State {
     fn pulse(&mut self, number: u32, sample: &Sample, emit: &mut Emit<'_>) {
         let (live_ns, settings) = (self.clock.live_ns, self.meta.settings);
         let device = &mut self.registry.devices[number as usize];
-        let empty = sample.memory_used_bytes().is_some_and(|used| used < settings.free_memory_bytes_max) && sample.procs().is_none_or(|procs| procs == 0);
+        let empty =
+            sample.memory_used_bytes().is_some_and(|used| used < settings.free_memory_bytes_max) && sample.procs().is_none_or(|procs| procs == 0);
         device.pulse.calm_ns = if empty { device.pulse.calm_ns.or(Some(live_ns)) } else { None };
         device.pulse.heard_ns = live_ns;
         let first = !std::mem::replace(&mut device.pulse.live, true);
@@ -216,7 +230,9 @@ impl State {
     fn duplicate(&mut self, host: u32, frame: &Frame, samples: u64) {
         self.meta.counters.duplicate += samples;
         let inventories = &self.registry.hosts[host as usize].inventories;
-        let Some(known) = inventories.iter().rposition(|known| known.epoch == frame.epoch && known.revision == frame.inventory_revision) else { return };
+        let Some(known) = inventories.iter().rposition(|known| known.epoch == frame.epoch && known.revision == frame.inventory_revision) else {
+            return;
+        };
         for (t, tick) in frame.ticks.iter().enumerate() {
             let start_ns = floor(tick.sampled_at.0, PANE_NS);
             for (g, slot) in frame.slots.iter().enumerate() {

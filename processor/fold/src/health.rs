@@ -146,8 +146,7 @@ impl State {
     }
 
     fn refuse_event(&mut self, number: Option<u32>, event: &HostEvent, reason: Reason, raw: String, emit: &mut Emit<'_>) {
-        let refusal =
-            Refusal { at: Some(event.happened_at), epoch: Some(event.epoch), sequence: Some(event.sequence), ..Refusal::new(reason, raw) };
+        let refusal = Refusal { at: Some(event.happened_at), epoch: Some(event.epoch), sequence: Some(event.sequence), ..Refusal::new(reason, raw) };
         self.refuse(number, Some(&event.host), &format!("event.{}", event.host), refusal, emit);
     }
 }

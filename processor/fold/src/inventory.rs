@@ -9,10 +9,10 @@ use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::time::{LogTime, NS_PER_S};
 
 use crate::State;
+use crate::check::Limits;
 use crate::clock::floor;
 use crate::emit::Emit;
 use crate::frames::INTERVAL_MS_MAX;
-use crate::check::Limits;
 use crate::ranges::{Class, HostRanges, Seen};
 use crate::refuse::{Limiter, Refusal};
 use crate::registry::{DEVICES_MAX, Facts, HOSTS_MAX, Health, Host, HostFacts, INVENTORIES_MAX, Known, NO_DEVICE, Pulse, Silence, Use};

@@ -56,12 +56,8 @@ impl State {
     /// Closes the late parts of a GPU that are due.
     pub(crate) fn close_late_due(&mut self, number: u32, emit: &mut Emit<'_>) {
         let live_ns = self.clock.live_ns;
-        let due: Vec<(Tier, i64)> = self.registry.devices[number as usize]
-            .late
-            .iter()
-            .filter(|(_, late)| late.opened_ns + PART_NS <= live_ns)
-            .map(|(&key, _)| key)
-            .collect();
+        let due: Vec<(Tier, i64)> =
+            self.registry.devices[number as usize].late.iter().filter(|(_, late)| late.opened_ns + PART_NS <= live_ns).map(|(&key, _)| key).collect();
         for (tier, start_ns) in due {
             self.close_late(number, tier, start_ns, emit);
         }

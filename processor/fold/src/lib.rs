@@ -203,7 +203,9 @@ impl State {
                 .registry
                 .devices
                 .iter()
-                .map(|device| (device.open.len() + device.late.len() + usize::from(device.minute.is_some()) + usize::from(device.hour.is_some())) as u64)
+                .map(|device| {
+                    (device.open.len() + device.late.len() + usize::from(device.minute.is_some()) + usize::from(device.hour.is_some())) as u64
+                })
                 .sum(),
             samples: counters.samples,
             samples_folded: counters.folded,

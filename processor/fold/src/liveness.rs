@@ -124,7 +124,8 @@ mod tests {
 
     #[test]
     fn silence_grows_with_the_live_clock_and_the_interval() {
-        let check = |seconds: i64, interval_ms: u32, expected: Silence| assert_eq!(silence(0, interval_ms, seconds * NS_PER_S), expected, "{seconds} s");
+        let check =
+            |seconds: i64, interval_ms: u32, expected: Silence| assert_eq!(silence(0, interval_ms, seconds * NS_PER_S), expected, "{seconds} s");
         check(7, 1_000, Silence::Heard);
         check(8, 1_000, Silence::Stale);
         check(89, 1_000, Silence::Stale);

@@ -57,7 +57,10 @@ impl Ranges {
         }
         let first = self.beyond.partition_point(|&(_, end)| end.saturating_add(1) < from);
         let last = self.beyond.partition_point(|&(start, _)| start <= to.saturating_add(1));
-        let known: u64 = self.beyond[first..last].iter().map(|&(a, b)| b.min(to).saturating_sub(a.max(from)).saturating_add(u64::from(b.min(to) >= a.max(from)))).sum();
+        let known: u64 = self.beyond[first..last]
+            .iter()
+            .map(|&(a, b)| b.min(to).saturating_sub(a.max(from)).saturating_add(u64::from(b.min(to) >= a.max(from))))
+            .sum();
         let joined = self.beyond[first..last].iter().fold((from, to), |(a, b), &(c, d)| (a.min(c), b.max(d)));
         self.beyond.splice(first..last, [joined]);
         if self.beyond.len() > RANGES_MAX {

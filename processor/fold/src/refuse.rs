@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use plimsoll_schemas::id::{DeviceKey, HostId};
 use plimsoll_schemas::frame::{RAW_BYTES_MAX, cut};
+use plimsoll_schemas::id::{DeviceKey, HostId};
 use plimsoll_schemas::out::{Payload, RejectedOut};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::row::{RejectedRow, Row};

@@ -10,8 +10,8 @@ use plimsoll_schemas::sample::Sample;
 use plimsoll_schemas::time::{EventTime, LogTime};
 use serde::{Deserialize, Serialize};
 
-use crate::ranges::HostRanges;
 use crate::check::Limits;
+use crate::ranges::HostRanges;
 use crate::refuse::Limiter;
 use crate::ring::Ring;
 use crate::window::{PANE_NS, Pane};

@@ -213,8 +213,11 @@ impl State {
 
     /// The choice for a request, and the GPUs picked: (number, memory to reserve).
     fn choice(&self, place: &Place) -> (Choice, Vec<(u32, u64)>) {
-        let (numbers, candidates): (Vec<u32>, Vec<Candidate<'_>>) =
-            (0u32..).zip(&self.registry.devices).filter(|(_, device)| !device.facts.retired).map(|(number, device)| (number, self.candidate(device))).unzip();
+        let (numbers, candidates): (Vec<u32>, Vec<Candidate<'_>>) = (0u32..)
+            .zip(&self.registry.devices)
+            .filter(|(_, device)| !device.facts.retired)
+            .map(|(number, device)| (number, self.candidate(device)))
+            .unzip();
         let choice = choose(&candidates, place, &self.placement_settings());
         let picks = choice.picks.iter().map(|pick| (numbers[pick.candidate], pick.vram_bytes)).collect();
         (choice, picks)
@@ -301,11 +304,18 @@ impl State {
 
     fn renew(&mut self, tenant: &TenantId, renew: &Renew, emit: &mut Emit<'_>) {
         if renew.lease_ids.is_empty() || renew.lease_ids.len() > RENEWALS_MAX {
-            return self.refuse_request(tenant, Reason::InvalidRequest, &format!("{} leases to renew, expected 1 to {RENEWALS_MAX}", renew.lease_ids.len()), emit);
+            return self.refuse_request(
+                tenant,
+                Reason::InvalidRequest,
+                &format!("{} leases to renew, expected 1 to {RENEWALS_MAX}", renew.lease_ids.len()),
+                emit,
+            );
         }
         for lease_id in &renew.lease_ids {
             match self.held_by(tenant, lease_id) {
-                Ok(lease) if lease.state == LeaseState::Draining => self.refuse_lease(tenant, &renew.request_id, lease_id, Reason::LeaseExpired, emit),
+                Ok(lease) if lease.state == LeaseState::Draining => {
+                    self.refuse_lease(tenant, &renew.request_id, lease_id, Reason::LeaseExpired, emit)
+                }
                 Ok(lease) => {
                     let fence = lease.fence;
                     self.extend(fence, emit.logged_at());

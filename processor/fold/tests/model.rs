@@ -186,7 +186,8 @@ fn numbers_are_dense(seed: u64, effects: &Effects) {
         }
     }
     for row in &effects.rows {
-        let expected = if previous.is_some_and(|(position, _)| position == row.position) { previous.map_or(0, |(_, ordinal)| ordinal + 1) } else { 0 };
+        let expected =
+            if previous.is_some_and(|(position, _)| position == row.position) { previous.map_or(0, |(_, ordinal)| ordinal + 1) } else { 0 };
         assert_eq!(row.ordinal, expected, "seed {seed}: ordinal at {}", row.position);
         previous = Some((row.position, row.ordinal));
     }
@@ -240,7 +241,8 @@ fn tiers_add_up(seed: u64, wholes: &BTreeMap<Key, Whole>, until_ns: i64) {
             (sum.stats.duplicate, sum.stats.late, sum.stats.xid_count) =
                 (sum.stats.duplicate + whole.stats.duplicate, sum.stats.late + whole.stats.late, sum.stats.xid_count + whole.stats.xid_count);
             let (s, w) = (&mut sum.state, &whole.state);
-            (s.allocated_ms, s.allocated_idle_ms, s.free_ms) = (s.allocated_ms + w.allocated_ms, s.allocated_idle_ms + w.allocated_idle_ms, s.free_ms + w.free_ms);
+            (s.allocated_ms, s.allocated_idle_ms, s.free_ms) =
+                (s.allocated_ms + w.allocated_ms, s.allocated_idle_ms + w.allocated_idle_ms, s.free_ms + w.free_ms);
             (s.unhealthy_ms, s.drained_ms) = (s.unhealthy_ms + w.unhealthy_ms, s.drained_ms + w.drained_ms);
         }
         for (key, sum) in sums {
@@ -282,10 +284,15 @@ fn placements_hold(seed: u64, effects: &Effects) {
     let mut reserved: BTreeMap<DeviceKey, BTreeMap<String, (u32, u64)>> = BTreeMap::new();
     let mut states: BTreeMap<DeviceKey, DeviceState> = BTreeMap::new();
     let mut decided = BTreeSet::new();
-    let mut outputs = effects.outputs.iter().map(|output| (output.position, serde_json::from_slice::<CloudEvent>(&output.bytes).expect("an event").data)).peekable();
+    let mut outputs = effects
+        .outputs
+        .iter()
+        .map(|output| (output.position, serde_json::from_slice::<CloudEvent>(&output.bytes).expect("an event").data))
+        .peekable();
     let mut rows = effects.rows.iter().peekable();
     while rows.peek().is_some() || outputs.peek().is_some() {
-        let position = rows.peek().map(|row| row.position).into_iter().chain(outputs.peek().map(|(position, _)| *position)).min().expect("one is left");
+        let position =
+            rows.peek().map(|row| row.position).into_iter().chain(outputs.peek().map(|(position, _)| *position)).min().expect("one is left");
         let here: Vec<Payload> = std::iter::from_fn(|| outputs.next_if(|(at, _)| *at == position)).map(|(_, data)| data).collect();
         let mut leased = BTreeSet::new();
         for data in &here {
@@ -314,7 +321,14 @@ fn placements_hold(seed: u64, effects: &Effects) {
                     let was = reserved.get_mut(&lease.device_key).and_then(|leases| leases.remove(&lease.lease_id));
                     assert!(was.is_some(), "seed {seed}: {} given back twice", lease.lease_id);
                 }
-                Row::Window(..) | Row::Device(_) | Row::Host(_) | Row::Request(_) | Row::Decision(_) | Row::Lease(_) | Row::LeaseDevice(_) | Row::Rejected(_)
+                Row::Window(..)
+                | Row::Device(_)
+                | Row::Host(_)
+                | Row::Request(_)
+                | Row::Decision(_)
+                | Row::Lease(_)
+                | Row::LeaseDevice(_)
+                | Row::Rejected(_)
                 | Row::DeviceEvent(_) => {}
             }
         }
