@@ -218,16 +218,19 @@ impl Frame {
     }
 
     /// Reads a frame. Refuses by name: too large, another version, any count beyond its limit (before anything is allocated for
-    /// it), parts that contradict each other. Unknown fields are skipped.
+    /// it), parts that contradict each other. Unknown fields are skipped; refusals of unknown fields or for unknown reasons are
+    /// counted in `rejected_more`. Values are as sent: whether they are in range is validation's question.
     pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
         if bytes.len() > BYTES_MAX {
             return Err(FrameError::new(Reason::PayloadTooLarge, format!("{} bytes, at most {BYTES_MAX}", bytes.len())));
         }
+        match limits::version(bytes)? {
+            Some(version) if version == u64::from(VERSION) => {}
+            Some(other) => return Err(FrameError::new(Reason::UnsupportedVersion, format!("frame version {other}, this build reads {VERSION}"))),
+            None => return Err(FrameError::new(Reason::UnsupportedVersion, format!("no frame version, this build reads {VERSION}"))),
+        }
         limits::check(bytes)?;
         let wire = WireFrame::decode(bytes).map_err(|error| FrameError::new(Reason::Undecodable, error.to_string()))?;
-        if wire.version != VERSION {
-            return Err(FrameError::new(Reason::UnsupportedVersion, format!("frame version {}, this build reads {VERSION}", wire.version)));
-        }
         Self::from_wire(wire)
     }
 
@@ -287,23 +290,23 @@ impl Frame {
                 sample.set_wire(field, value);
             }
         }
-        let rejected = wire
-            .rejected
-            .into_iter()
-            .map(|r| {
-                let row = r.row as usize;
-                if gpus == 0 || row >= rows {
-                    return Err(inconsistent(format!("refusal of row {row} among {rows}")));
+        let mut rejected = Vec::with_capacity(wire.rejected.len());
+        let mut rejected_more = wire.rejected_more;
+        for mut r in wire.rejected {
+            let row = r.row as usize;
+            if row >= rows {
+                return Err(inconsistent(format!("refusal of row {row} among {rows}")));
+            }
+            let field = Field::from_number(r.field);
+            match Reason::from_number(r.reason) {
+                Some(reason) if r.field == 0 || field.is_some() => {
+                    r.raw.truncate(r.raw.floor_char_boundary(RAW_BYTES_MAX));
+                    rejected.push(Rejected { field, tick: row / gpus, gpu: row % gpus, reason, raw: r.raw });
                 }
-                Ok(Rejected {
-                    field: Field::from_number(r.field),
-                    tick: row / gpus,
-                    gpu: row % gpus,
-                    reason: Reason::from_number(r.reason).ok_or_else(|| inconsistent(format!("unknown reason {}", r.reason)))?,
-                    raw: r.raw,
-                })
-            })
-            .collect::<Result<Vec<_>, FrameError>>()?;
+                // A newer agent's refusal: what it says is not known here, that it was said is.
+                Some(_) | None => rejected_more = rejected_more.saturating_add(1),
+            }
+        }
         Ok(Self {
             host,
             epoch: wire.epoch,
@@ -316,7 +319,7 @@ impl Frame {
             ticks,
             samples,
             rejected,
-            rejected_more: wire.rejected_more,
+            rejected_more,
         })
     }
 }
@@ -328,7 +331,7 @@ pub fn cut(text: &str, bytes: usize) -> &str {
 
 /// Walks the bytes once without allocating and refuses what would make the decoder allocate beyond the limits.
 mod limits {
-    use prost::encoding::{WireType, decode_key, decode_varint, skip_field};
+    use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
     use super::{COLUMNS_MAX, FrameError, GPUS_MAX, RAW_BYTES_MAX, REJECTED_MAX, ROWS_MAX, Reason, TICKS_MAX};
     use crate::id::TOKEN_BYTES_MAX;
@@ -336,8 +339,25 @@ mod limits {
     /// Longest varint, bytes.
     const VARINT_BYTES_MAX: usize = 10;
 
+    /// The version, read before anything else is believed: under another one every other field may mean something else. Absent
+    /// if the bytes name none.
+    pub(super) fn version(mut bytes: &[u8]) -> Result<Option<u64>, FrameError> {
+        while !bytes.is_empty() {
+            let (tag, wire_type) = decode_key(&mut bytes).map_err(undecodable)?;
+            if tag == 1 && wire_type == WireType::Varint {
+                return decode_varint(&mut bytes).map(Some).map_err(undecodable);
+            }
+            skip_field(wire_type, tag, &mut bytes, DecodeContext::default()).map_err(undecodable)?;
+        }
+        Ok(None)
+    }
+
+    fn undecodable(error: prost::DecodeError) -> FrameError {
+        FrameError::new(Reason::Undecodable, error.to_string())
+    }
+
+    /// Refuses counts and lengths beyond the limits.
     pub(super) fn check(mut bytes: &[u8]) -> Result<(), FrameError> {
-        let undecodable = |error: prost::DecodeError| FrameError::new(Reason::Undecodable, error.to_string());
         let (mut columns, mut rejected) = (0, 0);
         // Packed arrays may legally come in pieces, so lengths add up per tag.
         let mut packed = [0usize; 16];
@@ -348,7 +368,7 @@ mod limits {
                     *length += 1;
                     limit_packed(tag, *length)?;
                 }
-                skip_field(wire_type, tag, &mut bytes, prost::encoding::DecodeContext::default()).map_err(undecodable)?;
+                skip_field(wire_type, tag, &mut bytes, DecodeContext::default()).map_err(undecodable)?;
                 continue;
             }
             let length = decode_varint(&mut bytes).map_err(undecodable)? as usize;

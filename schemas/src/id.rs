@@ -39,7 +39,7 @@ macro_rules! token {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(try_from = "String", into = "String")]
-        #[schemars(with = "String")]
+        #[schemars(with = "String", extend("pattern" = "^[A-Za-z0-9_-]{1,128}$"))]
         pub struct $name(Box<str>);
 
         impl $name {
@@ -112,7 +112,7 @@ token! {
 /// A GPU (or MIG instance) by the UUID its driver gives. Never the index, which moves.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
+#[schemars(with = "String", extend("pattern" = "^[A-Za-z0-9_/:.-]{1,96}$"))]
 pub struct GpuUuid(Box<str>);
 
 impl GpuUuid {

@@ -1,5 +1,7 @@
 //! What an agent says about its host: registration of GPUs (`log.inventory.<host>`) and what happened (`log.event.<host>`). JSON.
 
+use std::collections::BTreeSet;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +14,12 @@ pub const VERSION: u32 = 1;
 
 /// Most GPUs and MIG instances on one host.
 pub const GPUS_MAX: usize = 256;
+/// Longest name or other text of an inventory, bytes.
+pub const TEXT_BYTES_MAX: usize = 256;
+/// Longest detail of an event, bytes; what is beyond is cut off.
+pub const DETAIL_BYTES_MAX: usize = 1_024;
+/// Longest spacing of ticks, ms: an hour.
+pub const INTERVAL_MS_MAX: u32 = 3_600_000;
 
 /// Registration of a host and its GPUs: at start, on every connect, on change and hourly. The newest replaces the one before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -28,7 +36,7 @@ pub struct Inventory {
     pub revision: u32,
     /// The host's clock when it was sent.
     #[serde(with = "rfc3339")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("format" = "date-time"))]
     pub sent_at: EventTime,
     /// The host's own name, dots and all.
     pub hostname: String,
@@ -48,7 +56,51 @@ pub struct Inventory {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ram_bytes: Option<u64>,
     /// The GPUs, at most 256.
+    #[schemars(length(max = GPUS_MAX))]
     pub gpus: Vec<Gpu>,
+}
+
+impl Inventory {
+    /// Refuses an inventory whose parts contradict each other or that is larger than the limits.
+    pub fn check(&self) -> Result<(), (Reason, String)> {
+        let inconsistent = |detail: String| Err((Reason::Inconsistent, detail));
+        if self.gpus.len() > GPUS_MAX {
+            return Err((Reason::PayloadTooLarge, format!("{} GPUs, at most {GPUS_MAX}", self.gpus.len())));
+        }
+        if self.epoch == 0 || self.sequence == 0 {
+            return inconsistent(format!("epoch {} and sequence {} count from 1", self.epoch, self.sequence));
+        }
+        if !(1..=INTERVAL_MS_MAX).contains(&self.interval_ms) {
+            return inconsistent(format!("interval_ms {}, expected 1 to {INTERVAL_MS_MAX}", self.interval_ms));
+        }
+        if let Some((name, bytes)) = self.texts().map(|(name, text)| (name, text.len())).find(|&(_, bytes)| bytes > TEXT_BYTES_MAX) {
+            return Err((Reason::PayloadTooLarge, format!("{name} of {bytes} bytes, at most {TEXT_BYTES_MAX}")));
+        }
+        let (mut slots, mut uuids) = (BTreeSet::new(), BTreeSet::new());
+        for gpu in &self.gpus {
+            if !slots.insert(gpu.slot) {
+                return inconsistent(format!("slot {} twice", gpu.slot.0));
+            }
+            if !uuids.insert(&gpu.uuid) {
+                return inconsistent(format!("GPU {} twice", gpu.uuid));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every free text with its field's name.
+    fn texts(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let host = [("hostname", &self.hostname), ("agent_version", &self.agent_version), ("source", &self.source)];
+        let place = &self.placement;
+        let place = [("cluster", &place.cluster), ("zone", &place.zone), ("rack", &place.rack), ("pool", &place.pool)];
+        let gpus = self.gpus.iter().flat_map(|gpu| {
+            let known =
+                [("mig_profile", &gpu.mig_profile), ("arch", &gpu.arch), ("pci_bus_id", &gpu.pci_bus_id), ("driver_version", &gpu.driver_version)];
+            std::iter::once(("model", gpu.model.as_str())).chain(known.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?))))
+        });
+        let place = place.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?)));
+        host.into_iter().map(|(name, text)| (name, text.as_str())).chain(place).chain(gpus)
+    }
 }
 
 /// Where a host stands: all optional, all free text.
@@ -134,7 +186,7 @@ pub struct HostEvent {
     pub sequence: u64,
     /// The host's clock when it happened.
     #[serde(with = "rfc3339")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("format" = "date-time"))]
     pub happened_at: EventTime,
     /// The GPU concerned; absent = the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -145,6 +197,31 @@ pub struct HostEvent {
     /// For people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+}
+
+impl HostEvent {
+    /// Refuses an event whose parts contradict each other, and cuts long texts: an XID is worth more than the end of its log line.
+    pub fn check(&mut self) -> Result<(), (Reason, String)> {
+        if self.epoch == 0 || self.sequence == 0 {
+            return Err((Reason::Inconsistent, format!("epoch {} and sequence {} count from 1", self.epoch, self.sequence)));
+        }
+        if let Some(detail) = &mut self.detail {
+            detail.truncate(detail.floor_char_boundary(DETAIL_BYTES_MAX));
+        }
+        match &mut self.kind {
+            EventKind::Gap { from_sequence, to_sequence, .. } if *from_sequence == 0 || *from_sequence > *to_sequence => {
+                return Err((Reason::Inconsistent, format!("a gap from sequence {from_sequence} to {to_sequence}")));
+            }
+            EventKind::Gap { cause: text, .. } | EventKind::Refused { raw: text, .. } => text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX)),
+            EventKind::Xid { .. }
+            | EventKind::GpuLost
+            | EventKind::GpuReturned
+            | EventKind::ClockStep { .. }
+            | EventKind::SamplerHung { .. }
+            | EventKind::Stopping => {}
+        }
+        Ok(())
+    }
 }
 
 /// What can happen on a host.

@@ -14,6 +14,7 @@ use crate::time::LogTime;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CloudEvent {
     /// `1.0`.
+    #[schemars(extend("const" = "1.0"))]
     pub specversion: String,
     /// Unique and never changing: `<cell>/<log epoch>/<sequence>/<ordinal>`.
     pub id: String,
@@ -25,8 +26,10 @@ pub struct CloudEvent {
     /// What it is about: a request, a lease, a GPU.
     pub subject: String,
     /// When the log took the record that caused it, RFC 3339.
+    #[schemars(extend("format" = "date-time"))]
     pub time: String,
     /// `application/json`.
+    #[schemars(extend("const" = "application/json"))]
     pub datacontenttype: String,
     /// Dense number of the output in its cell, from 1: its place in OUT.
     pub outseq: u64,
@@ -173,6 +176,7 @@ pub struct Decided {
     /// Hosts that could have taken it.
     pub hosts_feasible: u32,
     /// GPUs refused, by reason.
+    #[schemars(extend("propertyNames" = { "$ref": "#/$defs/Reason" }))]
     pub refused: BTreeMap<Reason, u32>,
     /// The GPUs, if placed.
     pub assignments: Vec<Assignment>,
@@ -214,6 +218,7 @@ pub struct LeaseGrant {
     /// How long it lives without a renewal, ms of the cell's live clock.
     pub ttl_ms: u64,
     /// When that would be if the log goes on without a break, RFC 3339.
+    #[schemars(extend("format" = "date-time"))]
     pub expires_at: String,
 }
 

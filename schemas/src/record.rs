@@ -83,15 +83,14 @@ fn read(subject: &LogSubject, payload: &[u8]) -> Result<Body, (Reason, String)> 
             let inventory: Inventory = json(payload)?;
             version(inventory.schema_version)?;
             same_speaker(host, &inventory.host)?;
-            if inventory.gpus.len() > inventory::GPUS_MAX {
-                return Err((Reason::PayloadTooLarge, format!("{} GPUs, at most {}", inventory.gpus.len(), inventory::GPUS_MAX)));
-            }
+            inventory.check()?;
             Ok(Body::Inventory(Box::new(inventory)))
         }
         LogSubject::Event(host) => {
-            let event: HostEvent = json(payload)?;
+            let mut event: HostEvent = json(payload)?;
             version(event.schema_version)?;
             same_speaker(host, &event.host)?;
+            event.check()?;
             Ok(Body::Event(Box::new(event)))
         }
         LogSubject::Request(tenant) => Ok(Body::Request(tenant.clone(), Box::new(request(payload)?))),

@@ -57,8 +57,10 @@ impl Request {
 #[serde(deny_unknown_fields)]
 pub struct Place {
     /// Chosen by the asker, unique per tenant: 1 to 128 bytes.
+    #[schemars(length(min = 1, max = TEXT_BYTES_MAX))]
     pub request_id: String,
     /// What is needed together. This version places exactly one bundle, on one host.
+    #[schemars(length(min = 1))]
     pub bundles: Vec<Bundle>,
     /// Product name as the driver gives it; absent = any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,6 +76,7 @@ pub struct Place {
     pub priority: i16,
     /// How long the lease lives without a renewal, ms; ten minutes unless told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = LEASE_TTL_MS_MIN, max = LEASE_TTL_MS_MAX))]
     pub lease_ttl_ms: Option<u64>,
     /// Free labels, kept and shown.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -85,9 +88,11 @@ pub struct Place {
 #[serde(deny_unknown_fields)]
 pub struct Bundle {
     /// How many GPUs.
+    #[schemars(range(min = 1, max = BUNDLE_GPUS_MAX))]
     pub count: u32,
     /// Thousandths of each GPU; 1000 = exclusive use.
     #[serde(default = "whole")]
+    #[schemars(range(min = 1, max = WHOLE_MILLI))]
     pub milli: u32,
     /// GPU memory needed on each, bytes; 0 = whatever there is.
     #[serde(default)]
@@ -105,9 +110,11 @@ fn whole() -> u32 {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Renew {
-    /// Chosen by the asker.
+    /// Chosen by the asker, unique per tenant: 1 to 128 bytes.
+    #[schemars(length(min = 1, max = TEXT_BYTES_MAX))]
     pub request_id: String,
     /// The leases, at most 1,000.
+    #[schemars(length(min = 1, max = RENEWALS_MAX))]
     pub lease_ids: Vec<String>,
 }
 
@@ -115,7 +122,8 @@ pub struct Renew {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Release {
-    /// Chosen by the asker.
+    /// Chosen by the asker, unique per tenant: 1 to 128 bytes.
+    #[schemars(length(min = 1, max = TEXT_BYTES_MAX))]
     pub request_id: String,
     /// The lease.
     pub lease_id: String,
@@ -135,7 +143,8 @@ pub enum Strategy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Distribute {
-    /// Chosen by the asker.
+    /// Chosen by the asker, unique per tenant: 1 to 128 bytes.
+    #[schemars(length(min = 1, max = TEXT_BYTES_MAX))]
     pub request_id: String,
     /// How many items.
     pub items: u64,

@@ -1,0 +1,357 @@
+//! One value of every message, with every optional field in use somewhere.
+
+use std::collections::BTreeMap;
+
+use plimsoll_schemas::control::{Check, Control, Cordon, Settings, Tick};
+use plimsoll_schemas::frame::{self, Frame, Rejected};
+use plimsoll_schemas::id::{CellId, DeviceKey, GpuUuid, HostId, LogEpoch, Position, Slot, TenantId};
+use plimsoll_schemas::inventory::{EventKind, Gpu, HostEvent, Inventory, Placement};
+use plimsoll_schemas::out::{
+    Assignment, Decided, DeviceChanged, DeviceState, Distributed, Gap, HostChanged, LeaseChanged, LeaseGrant, LeaseState, Outcome, Output, Payload,
+    RejectedOut, RunnerUp,
+};
+use plimsoll_schemas::reason::Reason;
+use plimsoll_schemas::record::Body;
+use plimsoll_schemas::request::{Bundle, Distribute, Place, Release, Renew, Request, Strategy};
+use plimsoll_schemas::sample::{Field, Sample};
+use plimsoll_schemas::subject::{LogSubject, OutSubject};
+use plimsoll_schemas::time::{EventTime, LogTime};
+
+/// 2026-01-02T03:04:05.678901234Z
+const AT: i64 = 1_767_323_045_678_901_234;
+
+pub fn cell() -> CellId {
+    "east-1".parse().expect("valid")
+}
+
+pub fn host() -> HostId {
+    "gpu-1_dexample".parse().expect("valid")
+}
+
+fn tenant() -> TenantId {
+    "research".parse().expect("valid")
+}
+
+fn uuid(number: u32) -> GpuUuid {
+    format!("GPU-00000000-0000-0000-0000-{number:012}").parse().expect("valid")
+}
+
+fn position() -> Position {
+    Position { epoch: LogEpoch(1), sequence: 4_711 }
+}
+
+pub fn frame() -> Frame {
+    let full = Field::ALL.iter().fold(Sample::default(), |sample, &field| sample.with(field, field.max()));
+    let usual = Sample::default()
+        .with(Field::UtilPercent, 87)
+        .with(Field::MemoryUsedBytes, 42_949_672_960)
+        .with(Field::MemoryTotalBytes, 85_520_809_984)
+        .with(Field::PowerMw, 512_345)
+        .with(Field::EnergyMj, 0)
+        .with(Field::TemperatureMk, 338_150);
+    Frame {
+        host: host(),
+        epoch: 3,
+        sequence: 1_000_000,
+        boot_id: Some(*b"0123456789abcdef"),
+        inventory_revision: 2,
+        interval_ms: 1_000,
+        backfill: true,
+        slots: vec![Slot(0), Slot(255)],
+        ticks: vec![
+            frame::Tick { sampled_at: EventTime(AT), held_ms: 0 },
+            frame::Tick { sampled_at: EventTime(AT + 1_000_000_000), held_ms: 1_000 },
+            frame::Tick { sampled_at: EventTime(AT - 5_000_000), held_ms: 2_500 },
+        ],
+        samples: vec![full, usual, Sample::default(), usual.with(Field::UtilPercent, 0), usual, full],
+        rejected: vec![
+            Rejected { field: Some(Field::UtilPercent), tick: 1, gpu: 0, reason: Reason::UtilizationOutOfRange, raw: "808334905".to_owned() },
+            Rejected { field: None, tick: 2, gpu: 1, reason: Reason::TimestampInFuture, raw: String::new() },
+        ],
+        rejected_more: 7,
+    }
+}
+
+fn inventory() -> Inventory {
+    let plain = Gpu {
+        slot: Slot(0),
+        uuid: uuid(1),
+        index: 0,
+        model: "NVIDIA H100 80GB HBM3".to_owned(),
+        memory_total_bytes: Some(85_520_809_984),
+        mig_parent_uuid: None,
+        mig_profile: None,
+        arch: Some("hopper".to_owned()),
+        nvlink_domain: Some(0),
+        numa_node: Some(1),
+        pci_bus_id: Some("00000000:1B:00.0".to_owned()),
+        driver_version: Some("570.86.15".to_owned()),
+        power_limit_mw: Some(700_000),
+        power_limit_max_mw: Some(700_000),
+        slowdown_temperature_mk: Some(360_150),
+    };
+    let instance = Gpu {
+        slot: Slot(1),
+        uuid: "MIG-5fd15f09-d04c-5e64-a8a1-c9b3d1aaf5f0".parse().expect("valid"),
+        mig_parent_uuid: Some(uuid(1)),
+        mig_profile: Some("1g.10gb".to_owned()),
+        memory_total_bytes: None,
+        arch: None,
+        nvlink_domain: None,
+        numa_node: None,
+        pci_bus_id: None,
+        driver_version: None,
+        power_limit_mw: None,
+        power_limit_max_mw: None,
+        slowdown_temperature_mk: None,
+        ..plain.clone()
+    };
+    let text = |text: &str| Some(text.to_owned());
+    Inventory {
+        schema_version: 1,
+        host: host(),
+        epoch: 3,
+        sequence: 1,
+        revision: 2,
+        sent_at: EventTime(AT),
+        hostname: "gpu-1.example".to_owned(),
+        agent_version: "0.1.0".to_owned(),
+        source: "nvml".to_owned(),
+        interval_ms: 1_000,
+        placement: Placement { cluster: text("c"), zone: text("z"), rack: text("r"), pool: text("p") },
+        cpu_cores: Some(128),
+        ram_bytes: Some(2_164_663_517_184),
+        gpus: vec![plain, instance],
+    }
+}
+
+fn event(sequence: u64, kind: EventKind) -> HostEvent {
+    let about_a_gpu = matches!(kind, EventKind::Xid { .. } | EventKind::GpuLost);
+    HostEvent {
+        schema_version: 1,
+        host: host(),
+        epoch: 3,
+        sequence,
+        happened_at: EventTime(AT),
+        uuid: about_a_gpu.then(|| uuid(1)),
+        kind,
+        detail: about_a_gpu.then(|| "GPU has fallen off the bus".to_owned()),
+    }
+}
+
+fn place() -> Place {
+    Place {
+        request_id: "train-42".to_owned(),
+        bundles: vec![Bundle { count: 8, milli: 1_000, vram_bytes: 68_719_476_736, mig_profile: None }],
+        model: Some("NVIDIA H100 80GB HBM3".to_owned()),
+        workload: Some("train".to_owned()),
+        duration_ms: Some(3_600_000),
+        priority: -1,
+        lease_ttl_ms: Some(600_000),
+        labels: [("team".to_owned(), "nlp".to_owned())].into(),
+    }
+}
+
+/// A message of the LOG: a name for its file, where it goes, what it says.
+pub struct LogExample {
+    pub name: &'static str,
+    pub subject: LogSubject,
+    pub body: Body,
+}
+
+/// One of every message of the LOG and of every kind within it.
+pub fn log_messages() -> Vec<LogExample> {
+    let event_of = |name, sequence, kind| (name, LogSubject::Event(host()), Body::Event(Box::new(event(sequence, kind))));
+    let request_of = |name, request| (name, LogSubject::Request(tenant()), Body::Request(tenant(), Box::new(request)));
+    let control_of = |name, control| (name, LogSubject::Control, Body::Control(Box::new(control)));
+    let distribute = Distribute {
+        request_id: "split-1".to_owned(),
+        items: 1_000_000,
+        strategy: Strategy::Capacity,
+        devices: Some(vec![uuid(1), uuid(2)]),
+        weights: Some([(uuid(1), 3), (uuid(2), i64::MAX)].into()),
+        max_per_device: Some(600_000),
+    };
+    let uniform = Distribute { strategy: Strategy::Uniform, devices: None, weights: None, max_per_device: None, ..distribute.clone() };
+    let settings = Settings { vram_limit_bp: Some(9_000), free_memory_bytes_max: Some(536_870_912), free_after_ms: Some(30_000) };
+    let minimal = Place { model: None, workload: None, duration_ms: None, priority: 0, lease_ttl_ms: None, labels: BTreeMap::new(), ..place() };
+    [
+        ("sample", LogSubject::Sample(host()), Body::Frame(Box::new(frame()))),
+        ("inventory", LogSubject::Inventory(host()), Body::Inventory(Box::new(inventory()))),
+        event_of("event-xid", 2, EventKind::Xid { code: 79 }),
+        event_of("event-gpu_lost", 3, EventKind::GpuLost),
+        event_of("event-gpu_returned", 4, EventKind::GpuReturned),
+        event_of("event-clock_step", 5, EventKind::ClockStep { step_ms: -3_600_000 }),
+        event_of("event-sampler_hung", 6, EventKind::SamplerHung { hung_ms: 31_000 }),
+        event_of("event-gap", 7, EventKind::Gap { from_sequence: 10, to_sequence: 12, cause: "buffer_full".to_owned() }),
+        event_of("event-refused", 8, EventKind::Refused { reason: Reason::Undecodable, raw: "<html>".to_owned() }),
+        event_of("event-stopping", 9, EventKind::Stopping),
+        request_of("request-place", Request::Place(place())),
+        request_of("request-place-minimal", Request::Place(minimal)),
+        request_of("request-renew", Request::Renew(Renew { request_id: "n-1".to_owned(), lease_ids: vec!["l-1".to_owned(), "l-2".to_owned()] })),
+        request_of("request-release", Request::Release(Release { request_id: "n-2".to_owned(), lease_id: "l-1".to_owned() })),
+        request_of("request-distribute", Request::Distribute(distribute)),
+        request_of("request-distribute-uniform", Request::Distribute(uniform)),
+        control_of("control-enrol", Control::Enrol { hosts: vec![host()] }),
+        control_of("control-enrol-all", Control::Enrol { hosts: Vec::new() }),
+        control_of("control-expel", Control::Expel { host: host() }),
+        control_of("control-cordon", Control::Cordon(Cordon::Host(host()))),
+        control_of("control-uncordon", Control::Uncordon(Cordon::Gpu(uuid(1)))),
+        control_of("control-free", Control::Free { uuid: uuid(1) }),
+        control_of("control-sealed", Control::Sealed { version: 9, position: position() }),
+        control_of("control-settings", Control::Settings(settings)),
+        ("tick", LogSubject::Tick, Body::Tick(Tick { replica: "p-1".to_owned(), second: 1_767_323_045 })),
+        ("check", LogSubject::Check, Body::Check(Check { replica: "p-1".to_owned(), position: position(), hash: "00ff00ff00ff00ff".to_owned() })),
+    ]
+    .into_iter()
+    .map(|(name, subject, body)| LogExample { name, subject, body })
+    .collect()
+}
+
+/// The bytes of a message of the LOG as its sender makes them.
+pub fn to_bytes(body: &Body) -> Vec<u8> {
+    let json = match body {
+        Body::Frame(frame) => return frame.encode(),
+        Body::Inventory(inventory) => serde_json::to_vec(inventory),
+        Body::Event(event) => serde_json::to_vec(event),
+        Body::Request(_, request) => serde_json::to_vec(request),
+        Body::Control(control) => serde_json::to_vec(control),
+        Body::Tick(tick) => serde_json::to_vec(tick),
+        Body::Check(check) => serde_json::to_vec(check),
+        Body::Refused(refused) => panic!("nobody sends a refusal: {refused:?}"),
+    };
+    json.expect("plain structs serialise")
+}
+
+/// The file of the JSON Schema that a message of the LOG follows; none for frames.
+pub fn schema_of(subject: &LogSubject) -> Option<&'static str> {
+    match subject {
+        LogSubject::Sample(_) => None,
+        LogSubject::Inventory(_) => Some("inventory"),
+        LogSubject::Event(_) => Some("event"),
+        LogSubject::Request(_) => Some("request"),
+        LogSubject::Control => Some("control"),
+        LogSubject::Tick => Some("tick"),
+        LogSubject::Check => Some("check"),
+    }
+}
+
+/// An event of OUT: a name for its file, the content, the whole output.
+pub struct OutExample {
+    pub name: &'static str,
+    pub payload: Payload,
+    pub output: Output,
+}
+
+/// One of every payload of OUT, with and without its optional parts.
+pub fn outputs() -> Vec<OutExample> {
+    let decision = || OutSubject::Decision(tenant());
+    let payloads = [
+        ("place.decided-placed", decision(), Payload::Decided(placed())),
+        ("place.decided-rejected", decision(), Payload::Decided(rejected())),
+        ("work.distributed", decision(), Payload::Distributed(distributed())),
+        ("lease.changed", OutSubject::Lease(tenant()), Payload::Lease(lease_changed())),
+        ("device.changed", OutSubject::Device, Payload::Device(device_changed())),
+        ("host.changed", OutSubject::Device, Payload::Host(host_changed())),
+        ("rejected", OutSubject::Rejected, Payload::Rejected(rejected_out())),
+        ("gap-host", OutSubject::Gap, Payload::Gap(gap(Some(host())))),
+        ("gap-log", OutSubject::Gap, Payload::Gap(gap(None))),
+    ];
+    let make = |(place, (name, to, payload)): (u32, (&'static str, OutSubject, Payload))| {
+        let output = Output::new(&cell(), u64::from(place) + 1, position(), place, LogTime(AT), &to, payload.clone());
+        OutExample { name, payload, output }
+    };
+    (0..).zip(payloads).map(make).collect()
+}
+
+fn placed() -> Decided {
+    Decided {
+        decision_id: "east-1-1-4711-0".to_owned(),
+        decision_seq: 17,
+        request_id: "train-42".to_owned(),
+        tenant: tenant(),
+        outcome: Outcome::Placed,
+        reason: None,
+        detail: None,
+        position: position(),
+        policy: "headroom@1".to_owned(),
+        hosts_considered: 16,
+        hosts_feasible: 3,
+        refused: [(Reason::Stale, 2), (Reason::LeaseConflict, 40)].into(),
+        assignments: vec![Assignment {
+            device_uuid: uuid(1),
+            device_key: DeviceKey::of(&uuid(1)),
+            host: host(),
+            slot: Slot(0),
+            gpu_index: 0,
+            milli: 1_000,
+            vram_bytes: 68_719_476_736,
+            score_micro: 987_654,
+        }],
+        lease: Some(LeaseGrant { lease_id: "l-1".to_owned(), fence: 17, ttl_ms: 600_000, expires_at: LogTime(AT).plus_ms(600_000).rfc3339() }),
+        runners_up: vec![RunnerUp { host: host(), score_micro: 900_000 }],
+    }
+}
+
+fn rejected() -> Decided {
+    Decided {
+        outcome: Outcome::Rejected,
+        reason: Some(Reason::TooFewDevices),
+        detail: Some("8 GPUs on one host are needed: 6 of 8 could take it, at most 6 on one host".to_owned()),
+        assignments: Vec::new(),
+        lease: None,
+        runners_up: Vec::new(),
+        ..placed()
+    }
+}
+
+fn distributed() -> Distributed {
+    Distributed {
+        decision_id: "east-1-1-4711-2".to_owned(),
+        decision_seq: 18,
+        request_id: "split-1".to_owned(),
+        tenant: tenant(),
+        outcome: Outcome::Placed,
+        reason: None,
+        detail: None,
+        position: position(),
+        counts: [(uuid(1), 600_000), (uuid(2), 400_000)].into(),
+        unassigned: 0,
+    }
+}
+
+fn lease_changed() -> LeaseChanged {
+    LeaseChanged {
+        lease_id: "l-1".to_owned(),
+        request_id: "train-42".to_owned(),
+        tenant: tenant(),
+        state: LeaseState::Draining,
+        cause: "expired".to_owned(),
+        fence: 17,
+        device_uuids: vec![uuid(1)],
+    }
+}
+
+fn device_changed() -> DeviceChanged {
+    DeviceChanged {
+        device_uuid: uuid(1),
+        device_key: DeviceKey::of(&uuid(1)),
+        host: host(),
+        slot: Slot(0),
+        state: DeviceState::Failed,
+        cause: "xid".to_owned(),
+        detail: Some("79".to_owned()),
+    }
+}
+
+fn host_changed() -> HostChanged {
+    HostChanged { host: host(), state: DeviceState::Lost, cause: "silent".to_owned(), gpu_count: 8 }
+}
+
+fn rejected_out() -> RejectedOut {
+    RejectedOut { source: "sample.gpu-1".to_owned(), reason: Reason::Undecodable, count: 12, raw: "invalid wire type".to_owned() }
+}
+
+fn gap(host: Option<HostId>) -> Gap {
+    Gap { epoch: host.is_some().then_some(3), host, from_sequence: 10, to_sequence: 12, state: "opened".to_owned(), cause: "sequence".to_owned() }
+}
