@@ -35,8 +35,8 @@ async fn killed_at_any_time_it_goes_on_and_doubles_nothing() {
     first.ready().await;
     broker.control(&Control::Enrol { hosts: vec![] }).await;
     broker.inventory().await;
-    broker.frames(1..=60).await;
-    let windows = first.tail("gpu_windows_10s", 0, 4 * GPUS).await;
+    let feed = broker.feed(1);
+    let windows = first.tail("gpu_windows_10s", 0, GPUS).await;
     assert_eq!(windows.len(), windows.iter().collect::<BTreeSet<_>>().len(), "no row comes twice");
     for number in 0..5 {
         broker.request(&place(number)).await;
@@ -47,7 +47,6 @@ async fn killed_at_any_time_it_goes_on_and_doubles_nothing() {
     for number in 5..10 {
         broker.request(&place(number)).await;
     }
-    broker.frames(61..=70).await;
     let mut second = Processor::start(&broker, data.path(), &["--seal-interval-s", "3600"]).await;
     second.ready().await;
     broker.outputs_of("plimsoll.place.decided.v1", 10).await;
@@ -55,6 +54,10 @@ async fn killed_at_any_time_it_goes_on_and_doubles_nothing() {
     assert_eq!(decisions, (1..=10).collect::<Vec<_>>());
     let again = second.tail("gpu_windows_10s", 0, windows.len()).await;
     assert_eq!(again[..windows.len()], windows[..], "the rows from before the kill are the same, each once");
+    let more = second.tail("gpu_windows_10s", 0, windows.len() + GPUS).await;
+    assert_eq!(more.len(), more.iter().collect::<BTreeSet<_>>().len(), "no row comes twice");
+    assert_eq!(second.metric("samples_duplicate").await, 0.0, "nothing was folded twice");
+    drop(feed);
     assert!(second.stop().await.success());
 }
 
@@ -66,7 +69,7 @@ async fn a_lost_or_damaged_store_is_folded_again_and_out_is_compared_not_doubled
     first.ready().await;
     broker.control(&Control::Enrol { hosts: vec![] }).await;
     broker.inventory().await;
-    broker.frames(1..=30).await;
+    let _feed = broker.feed(1);
     broker.request(&place(1)).await;
     broker.outputs_of("plimsoll.place.decided.v1", 1).await;
     assert!(first.stop().await.success());
@@ -117,10 +120,10 @@ async fn another_output_in_out_stops_the_processor() {
 async fn sealed_rows_leave_the_store_one_manifest_later() {
     let Some(broker) = Broker::start().await else { return };
     let data = tempfile::tempdir().unwrap();
-    let mut processor = Processor::start(&broker, data.path(), &["--seal-interval-s", "1"]).await;
+    let mut processor = Processor::start(&broker, data.path(), &["--seal-interval-s", "3"]).await;
     processor.ready().await;
     broker.inventory().await;
-    broker.frames(1..=30).await;
+    let _feed = broker.feed(1);
     processor.tail("gpu_windows_10s", 0, GPUS).await;
     eventually("rows were pruned behind a sealed record", || async {
         processor.tail_refusal("gpu_windows_10s", at(0)).await.is_some_and(|status| status.code() == tonic::Code::OutOfRange)

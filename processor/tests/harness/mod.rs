@@ -53,7 +53,6 @@ pub struct Broker {
     program: PathBuf,
     url: String,
     client: async_nats::Client,
-    started_at_ms: i64,
 }
 
 impl Broker {
@@ -66,8 +65,7 @@ impl Broker {
         let folder = tempfile::tempdir().unwrap();
         let (process, url) = launch(&program, folder.path(), -1).await;
         let client = async_nats::connect(&url).await.unwrap();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
-        Some(Self { process, folder, program, url, client, started_at_ms: now })
+        Some(Self { process, folder, program, url, client })
     }
 
     /// Kills it without warning and starts it again on the same port and files.
@@ -105,11 +103,11 @@ impl Broker {
             epoch: 1,
             sequence: 1,
             revision: 1,
-            sent_at: EventTime(self.started_at_ms * 1_000_000),
+            sent_at: EventTime(now_ms() * 1_000_000),
             hostname: "gpu-1".to_owned(),
             agent_version: "test".to_owned(),
             source: "sim".to_owned(),
-            interval_ms: 1_000,
+            interval_ms: 500,
             placement: Default::default(),
             cpu_cores: None,
             ram_bytes: None,
@@ -118,31 +116,17 @@ impl Broker {
         self.log(LogSubject::Inventory(host()), serde_json::to_vec(&inventory).unwrap()).await;
     }
 
-    /// One frame a second, the sixtieth of them from when the test began: earlier windows close as later frames come.
-    pub async fn frames(&self, sequences: std::ops::RangeInclusive<u64>) {
-        for sequence in sequences {
-            let at = self.started_at_ms + (sequence as i64 - 60) * 1_000;
-            let sample = Sample::default()
-                .with(Field::UtilPercent, sequence % 100)
-                .with(Field::MemoryUsedBytes, 10 << 30)
-                .with(Field::MemoryTotalBytes, 80 << 30)
-                .with(Field::TemperatureMk, 310_000);
-            let frame = Frame {
-                host: host(),
-                epoch: 1,
-                sequence,
-                boot_id: None,
-                inventory_revision: 1,
-                interval_ms: 1_000,
-                backfill: false,
-                slots: (0..GPUS as u8).map(Slot).collect(),
-                ticks: vec![Tick { sampled_at: EventTime(at * 1_000_000), held_ms: 1_000 }],
-                samples: vec![sample; GPUS],
-                rejected: vec![],
-                rejected_more: 0,
-            };
-            self.log(LogSubject::Sample(host()), frame.encode()).await;
-        }
+    /// Sends a frame every half second, as a host does, until the feed is dropped. Its first sequence is `from`.
+    pub fn feed(&self, from: u64) -> Feed {
+        let client = self.client.clone();
+        Feed(tokio::spawn(async move {
+            let mut beat = tokio::time::interval(std::time::Duration::from_millis(500));
+            for sequence in from.. {
+                beat.tick().await;
+                let subject = LogSubject::Sample(host()).to_subject(&cell());
+                client.publish(subject, frame(sequence).encode().into()).await.unwrap();
+            }
+        }))
     }
 
     /// Deletes the LOG and makes an equal one.
@@ -181,6 +165,41 @@ impl Broker {
         let ids: std::collections::BTreeSet<_> = outputs.iter().map(|event| event["id"].to_string()).collect();
         assert_eq!(ids.len(), outputs.len(), "no output stands twice");
         outputs.iter().filter_map(|event| event["data"]["decision_seq"].as_u64()).collect()
+    }
+}
+
+/// Frames that keep coming.
+pub struct Feed(tokio::task::JoinHandle<()>);
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64
+}
+
+fn frame(sequence: u64) -> Frame {
+    let sample = Sample::default()
+        .with(Field::UtilPercent, sequence % 100)
+        .with(Field::MemoryUsedBytes, 10 << 30)
+        .with(Field::MemoryTotalBytes, 80 << 30)
+        .with(Field::TemperatureMk, 310_000);
+    Frame {
+        host: host(),
+        epoch: 1,
+        sequence,
+        boot_id: None,
+        inventory_revision: 1,
+        interval_ms: 500,
+        backfill: false,
+        slots: (0..GPUS as u8).map(Slot).collect(),
+        ticks: vec![Tick { sampled_at: EventTime(now_ms() * 1_000_000), held_ms: 500 }],
+        samples: vec![sample; GPUS],
+        rejected: vec![],
+        rejected_more: 0,
     }
 }
 
