@@ -84,12 +84,17 @@ impl Folder {
         }
     }
 
-    /// The last lines of a log.
-    pub fn tail(&self, part: &str) -> String {
+    /// How long a log is, bytes.
+    pub fn log_length(&self, part: &str) -> u64 {
+        fs::metadata(self.log(part)).map_or(0, |found| found.len())
+    }
+
+    /// The last lines of a log, none of them from before the byte `since`.
+    pub fn tail(&self, part: &str, since: u64) -> String {
         let read = || -> std::io::Result<String> {
             let mut file = File::open(self.log(part))?;
             let length = file.metadata()?.len();
-            file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+            file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES).max(since.min(length))))?;
             let mut bytes = Vec::new();
             file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
             Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -159,6 +164,6 @@ mod tests {
         log.write_all(&vec![b'x'; LOG_BYTES_MAX as usize + 1]).expect("writable");
         folder.bound_log("agent");
         writeln!(log, "second run").expect("writable");
-        assert_eq!(folder.tail("agent"), "  second run\n");
+        assert_eq!(folder.tail("agent", 0), "  second run\n");
     }
 }

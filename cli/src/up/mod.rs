@@ -92,6 +92,8 @@ pub struct Stop {
     pub kill: CancellationToken,
 }
 
+const TIME_IS_OVER: &str = "the time given with --for is over";
+
 /// Runs everything until it is told to stop, or until a part cannot be kept running.
 pub async fn run(options: Options) -> Result<ExitCode, Error> {
     let began = Instant::now();
@@ -110,14 +112,19 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
     let result = tokio::select! {
         result = live(&mut supervisor, &options, report, began) => result,
         () = stop.drain.cancelled() => Ok("told to stop"),
-        () = until(deadline) => Ok("the time given with --for is over"),
+        () = until(deadline) => Ok(TIME_IS_OVER),
     };
     let reason = match &result {
         Ok(reason) => (*reason).to_owned(),
-        Err(error) => error.to_string(),
+        // The whole of it comes at the very end.
+        Err(error) => error.to_string().lines().next().unwrap_or_default().to_owned(),
     };
     supervisor.drain(&reason).await;
-    result.map(|_| ExitCode::SUCCESS)
+    match result {
+        Ok(TIME_IS_OVER) if !supervisor.was_ready() => Err(Error::Usage("the time given with --for was over before everything was ready".to_owned())),
+        Ok(_) => Ok(ExitCode::SUCCESS),
+        Err(error) => Err(error),
+    }
 }
 
 /// Starts the parts in the order of the pipeline, waits until answers come out at its end, shows them, and keeps everything running.
@@ -132,8 +139,9 @@ async fn live(supervisor: &mut Supervisor, options: &Options, report: Report, be
     let logs = supervisor.folder().logs();
     tokio::select! {
         error = supervisor.watch() => return Err(error),
-        ready = ready::wait(&endpoints, &logs) => ready?,
+        ready = ready::wait(&endpoints, &logs, report) => ready?,
     }
+    supervisor.note_ready();
     report.say(&Event::Ready {
         seconds: began.elapsed().as_secs_f64(),
         endpoints: &endpoints,

@@ -140,6 +140,7 @@ impl Plan {
             PartId::Query => {
                 add("--archive", &self.data_dir.join("archive"));
                 add("--tail", &format!("http://{}", on(self.ports.tail)));
+                add("--cell", &self.cell.as_str());
                 add("--http", &on(self.ports.query));
                 add("--pg", &on(self.ports.pg));
                 self.programs.join("plimsoll-query")

@@ -9,17 +9,25 @@ use crate::endpoint::Endpoints;
 use crate::error::Error;
 use crate::postgres;
 use crate::up::http;
+use crate::up::report::{Event, Report};
 
 /// A catch-up after a long pause takes its time; longer than this is a fault.
 const TIMEOUT: Duration = Duration::from_secs(120);
+/// Silence longer than this makes people wonder.
+const PATIENCE: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(200);
 const FIRST_SAMPLES: &str = "SELECT count(*) AS devices FROM devices WHERE valid_to IS NULL";
 
-/// Waits until everything is ready; the error says what is not.
-pub async fn wait(endpoints: &Endpoints, logs: &Path) -> Result<(), Error> {
+/// Waits until everything is ready, saying now and then what it waits for; the error says what is missing.
+pub async fn wait(endpoints: &Endpoints, logs: &Path, report: Report) -> Result<(), Error> {
     let deadline = Instant::now() + TIMEOUT;
+    let mut say_at = Instant::now() + PATIENCE;
     loop {
         let Err(waiting_for) = check(endpoints).await else { return Ok(()) };
+        if Instant::now() >= say_at {
+            report.say(&Event::Waiting { waiting_for: &waiting_for });
+            say_at = Instant::now() + PATIENCE;
+        }
         if Instant::now() >= deadline {
             return Err(Error::NotReady { seconds: TIMEOUT.as_secs(), waiting_for, logs: logs.to_owned() });
         }
@@ -35,7 +43,10 @@ async fn check(endpoints: &Endpoints) -> Result<(), String> {
             Err(error) => return Err(format!("{name} does not answer on {address}/readyz: {error}")),
         }
     }
-    let table = postgres::ask(endpoints, FIRST_SAMPLES).await.map_err(|error| error.to_string())?;
+    let table = postgres::ask(endpoints, FIRST_SAMPLES).await.map_err(|error| match error {
+        Error::NoQuery { address, detail } => format!("query does not answer on its Postgres port {address}: {detail}"),
+        other => other.to_string(),
+    })?;
     match table.first("devices") {
         Some("0") | None => Err("no GPU has come out at the end of the pipeline yet".to_owned()),
         Some(_) => Ok(()),

@@ -43,6 +43,11 @@ pub enum Event<'a> {
         /// Its addresses, by what they are for.
         addresses: &'a Map<String, Value>,
     },
+    /// Everything runs, but not all of it is ready.
+    Waiting {
+        /// What is missing.
+        waiting_for: &'a str,
+    },
     /// All parts are ready and the first samples are folded.
     Ready {
         /// How long it took.
@@ -169,6 +174,7 @@ fn sentence(event: &Event) -> String {
             let addresses: Vec<String> = addresses.iter().map(|(name, address)| format!("{name} {}", address.as_str().unwrap_or("?"))).collect();
             format!("  {:<10} listening: {}", part.name(), addresses.join(", "))
         }
+        Event::Waiting { waiting_for } => format!("  waiting: {waiting_for}"),
         Event::Ready { seconds, .. } => format!("ready after {seconds:.1} s"),
         Event::Decided { decision } => {
             format!("\nA placement decision, number {}: {} {}", decision.decision_seq, decision.outcome.code(), decisions::placed(decision))

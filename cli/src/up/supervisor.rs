@@ -51,6 +51,9 @@ pub struct Supervisor {
     running: BTreeMap<PartId, u32>,
     restarts: BTreeMap<PartId, Vec<Instant>>,
     due: BTreeMap<PartId, Instant>,
+    /// Where in its log the present life of a part begins.
+    log_since: BTreeMap<PartId, u64>,
+    ready: bool,
     demo: Option<DemoLease>,
 }
 
@@ -59,8 +62,8 @@ impl Supervisor {
     pub fn new(plan: Plan, folder: Folder, report: Report, stop: Stop) -> Self {
         // Each part has at most two pieces of news under way: its addresses and its end.
         let (sender, news) = mpsc::channel(2 * PartId::IN_ORDER.len());
-        let (running, restarts, due) = Default::default();
-        Self { plan, folder, report, stop, sender, news, running, restarts, due, demo: None }
+        let (running, restarts, due, log_since) = Default::default();
+        Self { plan, folder, report, stop, sender, news, running, restarts, due, log_since, ready: false, demo: None }
     }
 
     /// The data folder.
@@ -78,6 +81,16 @@ impl Supervisor {
         self.running.iter().map(|(part, pid)| (part.name(), *pid)).collect()
     }
 
+    /// Everything has been ready.
+    pub fn note_ready(&mut self) {
+        self.ready = true;
+    }
+
+    /// Whether everything has ever been ready in this run.
+    pub fn was_ready(&self) -> bool {
+        self.ready
+    }
+
     /// The lease to give back when everything stops.
     pub fn give_back_at_stop(&mut self, lease: Option<DemoLease>) {
         self.demo = lease;
@@ -90,6 +103,7 @@ impl Supervisor {
 
     fn spawn(&mut self, part: PartId, fresh_log: bool) -> Result<(), Error> {
         let log = self.folder.open_log(part.name(), fresh_log)?;
+        self.log_since.insert(part, self.folder.log_length(part.name()));
         let me = std::env::current_exe().map_err(Error::io("cannot tell where this program is"))?;
         let (program, arguments) = self.plan.command(part);
         let mut command = Command::new(me);
@@ -159,8 +173,12 @@ impl Supervisor {
         self.report.say(&Event::Listening { part, addresses });
     }
 
+    fn tail(&self, part: PartId) -> String {
+        self.folder.tail(part.name(), self.log_since.get(&part).copied().unwrap_or(0))
+    }
+
     fn died(&self, part: PartId, what: String) -> Error {
-        Error::PartDied { part: part.name(), what, log: self.folder.log(part.name()), tail: self.folder.tail(part.name()) }
+        Error::PartDied { part: part.name(), what, log: self.folder.log(part.name()), tail: self.tail(part) }
     }
 
     /// Keeps everything running; comes back only when a part has used up its budget of restarts. May be dropped and called again at any time.
@@ -198,7 +216,7 @@ impl Supervisor {
             News::Exited(part, status) => {
                 self.running.remove(&part);
                 let status = describe(&status);
-                self.report.say(&Event::Exited { part, status: status.clone(), log: self.folder.tail(part.name()) });
+                self.report.say(&Event::Exited { part, status: status.clone(), log: self.tail(part) });
                 let now = Instant::now();
                 let restarts = self.restarts.entry(part).or_default();
                 restarts.retain(|at| now.duration_since(*at) < BUDGET_TIME);

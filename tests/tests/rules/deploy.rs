@@ -38,7 +38,7 @@ const SECRETS: [(&str, &str); 9] = [
 #[test]
 fn nats_server_accepts_every_configuration() {
     let Some(server) = nats_server() else { return };
-    for (config, variables) in [("nats/up.conf", &[] as &[_]), ("nats/compose.conf", &[]), ("nats/production.conf", &SECRETS)] {
+    for (config, variables) in [("nats/up.conf", &[] as &[_]), ("nats/production.conf", &SECRETS)] {
         let (fine, said) = judge(&server, &deploy(config), variables);
         assert!(fine, "{config}: {said}");
     }
