@@ -58,6 +58,17 @@ impl Table {
         self.rows.first()?.get(index)?.as_deref()
     }
 
+    /// The same with one line per column: its name, then its value in each row.
+    pub fn upright(&self) -> Self {
+        let mut upright = Self::of_text(&["name"]);
+        upright.columns.extend(self.rows.iter().map(|_| ("value".to_owned(), Kind::Text)));
+        let line = |(index, (name, _)): (usize, &(String, Kind))| {
+            std::iter::once(Some(name.clone())).chain(self.rows.iter().map(|row| row.get(index).cloned().flatten())).collect()
+        };
+        upright.rows = self.columns.iter().enumerate().map(line).collect();
+        upright
+    }
+
     /// One object per row, columns in order.
     pub fn to_json(&self) -> Value {
         let row = |row: &Vec<Option<String>>| -> Value {
@@ -154,6 +165,12 @@ mod tests {
             "[\n  {\n    \"host\": \"a,b\",\n    \"gpus\": 8,\n    \"busy\": true\n  },\n  {\n    \"host\": null,\n    \"gpus\": \"NaN\",\n    \"busy\": null\n  }\n]\n",
         );
         check(Format::Table, " host  gpus  busy\n a,b      8  t\n        NaN\n");
+    }
+
+    #[test]
+    fn upright_has_one_line_per_column() {
+        let expected = " name  value  value\n host  a,b\n gpus  8      NaN\n busy  t\n";
+        assert_eq!(sample().upright().text(""), expected);
     }
 
     #[test]

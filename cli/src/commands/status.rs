@@ -41,7 +41,11 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
             let object: Map<String, Value> = answers.iter().map(|(name, table)| ((*name).to_owned(), table.to_json())).collect();
             writeln!(stdout, "{:#}", Value::Object(object))
         }
-        Format::Table => answers.iter().try_for_each(|(name, table)| writeln!(stdout, "{name}\n{}", table.text("  "))),
+        // A cell has more facts than a line has room for.
+        Format::Table => answers.iter().try_for_each(|(name, table)| {
+            let text = if *name == "cell" { table.upright().text("  ") } else { table.text("  ") };
+            writeln!(stdout, "{name}\n{text}")
+        }),
         Format::Csv => answers.iter().try_for_each(|(name, table)| {
             writeln!(stdout, "# {name}")?;
             table.write(Format::Csv, &mut stdout)

@@ -109,6 +109,8 @@ impl Supervisor {
         let mut command = Command::new(me);
         command.arg("child").arg(std::process::id().to_string()).arg(program).args(arguments);
         // An own process group, so that Ctrl-C in a terminal reaches only `up`, which stops the parts in order.
+        // Logs are files: no colours in them.
+        command.env("NO_COLOR", "1");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0).kill_on_drop(true);
         let child = command.spawn().map_err(Error::io(format!("cannot start {}", part.name())))?;
         let pid = child.id().expect("a child that was not waited for has an id");
