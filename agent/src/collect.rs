@@ -19,6 +19,7 @@ use crate::buffer::{Buffer, Class, Record};
 use crate::clock::{boot_ns, wall_now};
 use crate::host::{Common, Host, Outcome};
 use crate::metrics::{GPU_SERIES_MAX, Metrics, by};
+use crate::record::Recorder;
 use crate::source::{Delivery, HostEvent, HostFacts, HostTick, Signal};
 use crate::status::Status;
 
@@ -39,6 +40,7 @@ pub struct Collector {
     buffer: Arc<Buffer>,
     status: Arc<Status>,
     metrics: Arc<Metrics>,
+    recorder: Option<Recorder>,
     connects_seen: u64,
     gpu_count: usize,
 }
@@ -56,9 +58,9 @@ struct Speaker {
 
 impl Collector {
     /// A loop without hosts.
-    pub fn new(common: Common, cell: CellId, buffer: Arc<Buffer>, status: Arc<Status>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(common: Common, cell: CellId, buffer: Arc<Buffer>, status: Arc<Status>, metrics: Arc<Metrics>, recorder: Option<Recorder>) -> Self {
         let (hosts, numbers) = (Vec::new(), BTreeMap::new());
-        Self { common, cell, hosts, numbers, buffer, status, metrics, connects_seen: 0, gpu_count: 0 }
+        Self { common, cell, hosts, numbers, buffer, status, metrics, recorder, connects_seen: 0, gpu_count: 0 }
     }
 
     /// Runs until every source has gone; then sends what waits and says good-bye.
@@ -122,6 +124,9 @@ impl Collector {
             self.metrics.unknown_devices.inc();
             return;
         };
+        if let Some(recorder) = &mut self.recorder {
+            recorder.write(&tick);
+        }
         let (at, delivery) = (tick.sampled_at, tick.delivery);
         let outcome = self.hosts[number].host.observe(tick, wall_now());
         self.count(&outcome);

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use plimsoll_schemas::id::CellId;
 
+use crate::source::dcgm::scrape::UtilUnit;
+
 /// Reads a source of GPU telemetry and publishes it to the log of a cell.
 ///
 /// Starts and stays healthy without broker, driver or endpoint: it says what is missing and tries again. /metrics carries a series per
@@ -46,9 +48,21 @@ pub struct Config {
     /// Logs as text or JSON, to stderr. RUST_LOG sets the level.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "PLIMSOLL_LOG_FORMAT")]
     pub log_format: LogFormat,
+    /// Write what the source gives to this file, in the format that --replay reads.
+    #[arg(long, env = "PLIMSOLL_AGENT_RECORD")]
+    pub record: Option<PathBuf>,
     /// Flags of the simulated fleet.
     #[command(flatten)]
     pub sim: SimConfig,
+    /// Flags of dcgm.
+    #[command(flatten)]
+    pub dcgm: DcgmConfig,
+    /// Flags of a replay.
+    #[command(flatten)]
+    pub replay: ReplayConfig,
+    /// Path of libnvidia-ml.so.1; without it the usual places are tried. Implies --source nvml.
+    #[arg(long, env = "PLIMSOLL_AGENT_NVML_PATH")]
+    pub nvml_path: Option<PathBuf>,
 }
 
 /// Where readings come from.
@@ -56,8 +70,14 @@ pub struct Config {
 pub enum SourceKind {
     /// What the other flags imply.
     Auto,
+    /// The GPUs of this host, through NVML.
+    Nvml,
+    /// dcgm-exporter endpoints.
+    Dcgm,
     /// A simulated fleet.
     Sim,
+    /// A recorded trace.
+    Replay,
 }
 
 /// How logs look.
@@ -92,6 +112,43 @@ pub struct SimConfig {
     pub sim_speed: f64,
 }
 
+/// Flags of dcgm.
+#[derive(Debug, Clone, clap::Args)]
+pub struct DcgmConfig {
+    /// A dcgm-exporter endpoint such as http://gpu-1:9400, may be given several times; /metrics is added. Implies --source dcgm.
+    #[arg(long, value_delimiter = ',', env = "PLIMSOLL_AGENT_DCGM")]
+    pub dcgm: Vec<String>,
+    /// What the endpoints print GPU_UTIL in. DCGM: percent, under every name; some distributors rescale it.
+    #[arg(long, value_enum, default_value_t = UtilUnit::Percent, env = "PLIMSOLL_AGENT_DCGM_UTIL_UNIT")]
+    pub dcgm_util_unit: UtilUnit,
+}
+
+/// Flags of a replay.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ReplayConfig {
+    /// A trace: *.ndjson in our record format, else CSV. Implies --source replay.
+    #[arg(long, env = "PLIMSOLL_AGENT_REPLAY")]
+    pub replay: Option<PathBuf>,
+    /// Recorded seconds per second.
+    #[arg(long, default_value_t = 1.0, value_parser = positive, env = "PLIMSOLL_AGENT_REPLAY_SPEED")]
+    pub replay_speed: f64,
+    /// Columns of the CSV: role=NAME with the roles timestamp, device, util, memory, memory_total, host.
+    #[arg(long, value_delimiter = ',', value_parser = column, env = "PLIMSOLL_AGENT_REPLAY_COLUMNS")]
+    pub replay_columns: Vec<(String, String)>,
+    /// Send the recorded times, as backfill, instead of shifting them to now.
+    #[arg(long, env = "PLIMSOLL_AGENT_KEEP_TIME")]
+    pub keep_time: bool,
+}
+
+/// `role=NAME`.
+fn column(text: &str) -> Result<(String, String), String> {
+    const ROLES: [&str; 6] = ["timestamp", "device", "util", "memory", "memory_total", "host"];
+    match text.split_once('=') {
+        Some((role, name)) if ROLES.contains(&role) && !name.is_empty() => Ok((role.to_owned(), name.to_owned())),
+        _ => Err(format!("role=NAME is needed, with one of the roles {}", ROLES.join(", "))),
+    }
+}
+
 /// A number above zero.
 pub fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -104,8 +161,32 @@ impl Config {
     /// The source that the flags mean.
     pub fn kind(&self) -> SourceKind {
         match self.source {
-            SourceKind::Auto => SourceKind::Sim,
-            SourceKind::Sim => self.source,
+            SourceKind::Auto if self.replay.replay.is_some() => SourceKind::Replay,
+            SourceKind::Auto if !self.dcgm.dcgm.is_empty() => SourceKind::Dcgm,
+            SourceKind::Auto if self.sim.sim_hosts.is_some() => SourceKind::Sim,
+            SourceKind::Auto => SourceKind::Nvml,
+            SourceKind::Nvml | SourceKind::Dcgm | SourceKind::Sim | SourceKind::Replay => self.source,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_imply_the_source() {
+        let check = |flags: &[&str], expected: SourceKind| {
+            let config = Config::try_parse_from(["plimsoll-agent"].iter().chain(flags)).expect("valid flags");
+            assert_eq!(config.kind(), expected, "{flags:?}");
+        };
+        check(&[], SourceKind::Nvml);
+        check(&["--sim-hosts", "3"], SourceKind::Sim);
+        check(&["--dcgm", "http://a:9400", "--dcgm", "http://b:9400"], SourceKind::Dcgm);
+        check(&["--replay", "trace.csv", "--replay-columns", "util=value,device=ip"], SourceKind::Replay);
+        check(&["--source", "sim", "--replay", "trace.csv"], SourceKind::Sim);
+        for wrong in [&["--cell", "a.b"][..], &["--replay-columns", "colour=x"], &["--replay-speed", "0"], &["--interval-ms", "1"]] {
+            assert!(Config::try_parse_from(["plimsoll-agent"].iter().chain(wrong)).is_err(), "{wrong:?}");
         }
     }
 }

@@ -255,7 +255,10 @@ impl Host {
             }
             samples[gpu] = sample;
         }
-        self.count_missing(&samples, &mut outcome);
+        // A recorded trace that does not mention a device says nothing about its health.
+        if matches!(tick.held, Held::SinceBoot(_)) {
+            self.count_missing(&samples, &mut outcome);
+        }
         self.pending.slots = slots;
         self.pending.backfill = backfill;
         self.pending.ticks.push(Tick { sampled_at: tick.sampled_at, held_ms });

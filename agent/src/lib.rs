@@ -8,6 +8,8 @@
 pub mod clock;
 pub mod config;
 pub mod source;
+pub mod sampler;
+pub mod record;
 pub mod host;
 pub mod buffer;
 pub mod publish;

@@ -5,18 +5,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use plimsoll_schemas::id::HostId;
 use tokio_util::sync::CancellationToken;
 
 use crate::buffer::{Buffer, Limits};
 use crate::clock::{Stop, boot_id, wall_now};
 use crate::collect::Collector;
-use crate::config::{Config, SourceKind};
+use crate::config::{Config, DcgmConfig, ReplayConfig, SourceKind};
 use crate::host::Common;
 use crate::http::{Views, router};
 use crate::metrics::Metrics;
 use crate::publish::{Publisher, Target};
+use crate::record::Recorder;
+use crate::source::dcgm::{self, Dcgm};
+use crate::source::nvml::NvmlSource;
+use crate::source::replay::{self, Replay};
 use crate::source::sim::faults::Script;
-use crate::source::sim::{Settings, Sim};
+use crate::source::sim::{self, Sim};
 use crate::source::{Source, channel};
 use crate::state::next_epoch;
 use crate::status::Status;
@@ -32,7 +37,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let status = Arc::new(Status::default());
     let buffer = Arc::new(Buffer::new(Limits { bytes: (config.buffer_mb as usize) << 20, frames: FRAMES_MAX }));
     let epoch = next_epoch(config.state_dir.as_deref(), wall_now())?;
-    let source = source(&config, &metrics)?;
+    let (source, interval_ms) = source(&config, &metrics)?;
     let listener = tokio::net::TcpListener::bind(config.http).await.with_context(|| format!("cannot listen on {}", config.http))?;
     let target =
         Target { url: config.nats.clone(), credentials: config.nats_creds.clone(), cell: config.cell.clone(), name: "plimsoll-agent".to_owned() };
@@ -40,7 +45,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let common =
         Common { epoch, boot_id: boot_id(), source: source.name(), interval_ms: config.interval_ms, publish_ticks: config.publish_ticks as usize };
     tracing::info!(source = source.name(), epoch, cell = %config.cell, nats = config.nats, "agent starts");
-    let collector = Collector::new(common, config.cell.clone(), buffer, status.clone(), metrics.clone());
+    let recorder = match &config.record {
+        Some(path) => Some(Recorder::create(path).with_context(|| format!("record {}", path.display()))?),
+        None => None,
+    };
+    let collector = Collector::new(common, config.cell.clone(), buffer, status.clone(), metrics.clone(), recorder);
 
     let (outlet, signals) = channel();
     let halt = Stop::default();
@@ -55,7 +64,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let drain = CancellationToken::new();
     let publishing = tokio::spawn(publisher.run(drain.clone(), DRAIN));
     let address = listener.local_addr().context("listener address")?;
-    let views = Views { status, metrics, interval_ms: config.interval_ms };
+    let views = Views { status, metrics, interval_ms };
     let serving = tokio::spawn(axum::serve(listener, router(views)).with_graceful_shutdown(drain.clone().cancelled_owned()).into_future());
     announce(address)?;
 
@@ -73,27 +82,66 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// The source that the flags ask for.
-fn source(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Box<dyn Source>> {
-    match config.kind() {
-        SourceKind::Auto | SourceKind::Sim => {
-            let script = match &config.sim.sim_faults {
-                Some(path) => {
-                    let text = std::fs::read_to_string(path).with_context(|| format!("fault script {}", path.display()))?;
-                    Script::parse(&path.display().to_string(), &text)?
-                }
-                None => Script::default(),
+/// The source that the flags ask for, and the spacing of its ticks, ms.
+fn source(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<(Box<dyn Source>, u32)> {
+    let interval_ms = config.interval_ms;
+    let source: Box<dyn Source> = match config.kind() {
+        SourceKind::Sim => Box::new(sim(config, metrics)?),
+        SourceKind::Dcgm => {
+            let DcgmConfig { dcgm, dcgm_util_unit } = config.dcgm.clone();
+            anyhow::ensure!(!dcgm.is_empty(), "--source dcgm needs at least one --dcgm URL");
+            let settings = dcgm::Settings { urls: dcgm, host: config.host.clone(), unit: dcgm_util_unit, interval_ms };
+            Box::new(Dcgm::new(settings, metrics.clone())?)
+        }
+        SourceKind::Replay => {
+            let ReplayConfig { replay, replay_speed, replay_columns, keep_time } = config.replay.clone();
+            let settings = replay::Settings {
+                file: replay.context("--source replay needs --replay FILE")?,
+                speed: replay_speed,
+                keep_time,
+                columns: replay_columns.into_iter().collect(),
+                host: hostname(config)?,
             };
-            let settings = Settings {
-                hosts: config.sim.sim_hosts.unwrap_or(1),
-                gpus: config.sim.sim_gpus,
-                seed: config.sim.seed,
-                interval_ms: config.interval_ms,
-                ticks: config.sim.sim_ticks,
-                speed: config.sim.sim_speed,
-                script,
-            };
-            Ok(Box::new(Sim::new(settings, metrics.clone())))
+            let replay = Replay::open(settings, metrics)?;
+            let interval_ms = replay.interval_ms();
+            return Ok((Box::new(replay), interval_ms));
+        }
+        SourceKind::Nvml | SourceKind::Auto => {
+            let hostname = hostname(config)?;
+            let host = HostId::escape(&hostname).context("this host's name; give another one with --host")?;
+            Box::new(NvmlSource { host, hostname, library: config.nvml_path.clone(), interval_ms, metrics: metrics.clone() })
+        }
+    };
+    Ok((source, interval_ms))
+}
+
+fn sim(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Sim> {
+    let script = match &config.sim.sim_faults {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("fault script {}", path.display()))?;
+            Script::parse(&path.display().to_string(), &text)?
+        }
+        None => Script::default(),
+    };
+    let settings = sim::Settings {
+        hosts: config.sim.sim_hosts.unwrap_or(1),
+        gpus: config.sim.sim_gpus,
+        seed: config.sim.seed,
+        interval_ms: config.interval_ms,
+        ticks: config.sim.sim_ticks,
+        speed: config.sim.sim_speed,
+        script,
+    };
+    Ok(Sim::new(settings, metrics.clone()))
+}
+
+/// The host's name: as given, else the system's.
+fn hostname(config: &Config) -> anyhow::Result<String> {
+    match &config.host {
+        Some(host) => Ok(host.clone()),
+        None => {
+            let name = nix::unistd::gethostname().context("the system's host name; give one with --host")?;
+            Ok(name.to_string_lossy().into_owned())
         }
     }
 }

@@ -2,6 +2,10 @@
 //! validates nothing and knows no broker.
 
 pub mod sim;
+pub mod dcgm;
+pub mod replay;
+pub mod nvml;
+pub mod rate;
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
