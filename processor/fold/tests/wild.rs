@@ -1,0 +1,192 @@
+//! Any record is folded: extreme numbers in every field neither panic nor break the counts, and a state that met them can be stored.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use plimsoll_fold::{Effects, State};
+use plimsoll_schemas::control::{Control, Cordon, Settings};
+use plimsoll_schemas::frame::{Frame, Rejected, Tick};
+use plimsoll_schemas::id::{LogEpoch, Position, Slot};
+use plimsoll_schemas::inventory::{EventKind, HostEvent};
+use plimsoll_schemas::reason::Reason;
+use plimsoll_schemas::record::{Body, Record, Refused};
+use plimsoll_schemas::request::{Bundle, Distribute, Place, Release, Renew, Request, Strategy as Split};
+use plimsoll_schemas::sample::{Field, Sample};
+use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_S};
+use proptest::prelude::*;
+use support::{START_S, cell, gpu, host_id, inventory, tenant, uuid};
+
+fn wild_u64() -> impl Strategy<Value = u64> {
+    prop_oneof![0u64..4, 0u64..200, Just(u64::MAX), Just(u64::MAX - 1), Just(i64::MAX as u64), any::<u64>()]
+}
+
+fn wild_u32() -> impl Strategy<Value = u32> {
+    prop_oneof![0u32..4, Just(1_000), Just(u32::MAX), any::<u32>()]
+}
+
+fn instant() -> impl Strategy<Value = i64> {
+    prop_oneof![
+        6 => (-8_000i64..20).prop_map(|s| (START_S + s) * NS_PER_S),
+        1 => Just(i64::MAX), 1 => Just(i64::MIN), 1 => Just(0), 1 => any::<i64>()
+    ]
+}
+
+fn sample() -> impl Strategy<Value = Sample> {
+    proptest::collection::vec((0..Field::COUNT, wild_u64()), 0..5)
+        .prop_map(|fields| fields.into_iter().fold(Sample::default(), |sample, (f, value)| sample.with(Field::ALL[f], value)))
+}
+
+prop_compose! {
+    fn frame()(
+        host in 0usize..3, epoch in wild_u64(), sequence in wild_u64(), revision in 0u32..3, interval_ms in wild_u32(), backfill in any::<bool>(),
+        slots in proptest::collection::btree_set(0u8..4, 0..3), ticks in proptest::collection::vec((instant(), wild_u32()), 0..4),
+    )(
+        samples in proptest::collection::vec(sample(), slots.len() * ticks.len()),
+        rejected in proptest::collection::vec((0usize..5, 0usize..5), 0..2), rejected_more in wild_u64(),
+        host in Just(host), epoch in Just(epoch), sequence in Just(sequence), revision in Just(revision), interval_ms in Just(interval_ms),
+        backfill in Just(backfill), slots in Just(slots), ticks in Just(ticks),
+    ) -> Body {
+        Body::Frame(Box::new(Frame {
+            host: host_id(host), epoch: epoch.max(1), sequence: sequence.max(1), boot_id: None, inventory_revision: revision, interval_ms, backfill,
+            slots: slots.into_iter().map(Slot).collect(),
+            ticks: ticks.into_iter().map(|(at, held_ms)| Tick { sampled_at: EventTime(at), held_ms }).collect(),
+            samples,
+            rejected: rejected.into_iter().map(|(tick, gpu)| Rejected { field: None, tick, gpu, reason: Reason::Late, raw: String::new() }).collect(),
+            rejected_more,
+        }))
+    }
+}
+
+fn announcement() -> impl Strategy<Value = Body> {
+    (0usize..3, wild_u64(), wild_u64(), 0u32..3, wild_u32(), proptest::collection::vec((0usize..3, 0usize..4, 0u8..4), 0..3)).prop_map(
+        |(host, epoch, sequence, revision, interval_ms, gpus)| {
+            let gpus = gpus.into_iter().map(|(h, g, slot)| plimsoll_schemas::inventory::Gpu { slot: Slot(slot), ..gpu(h, g) }).collect();
+            let mut inventory = inventory(host, epoch, sequence, revision, gpus);
+            inventory.interval_ms = if interval_ms % 3 == 0 { 1_000 } else { interval_ms };
+            Body::Inventory(Box::new(inventory))
+        },
+    )
+}
+
+fn event() -> impl Strategy<Value = Body> {
+    let kind = prop_oneof![
+        wild_u32().prop_map(|code| EventKind::Xid { code }),
+        Just(EventKind::GpuLost),
+        Just(EventKind::GpuReturned),
+        any::<i64>().prop_map(|step_ms| EventKind::ClockStep { step_ms }),
+        (wild_u64(), wild_u64()).prop_map(|(from_sequence, to_sequence)| EventKind::Gap { from_sequence, to_sequence, cause: String::new() }),
+        Just(EventKind::Stopping),
+    ];
+    (0usize..3, wild_u64(), wild_u64(), instant(), proptest::option::of(0usize..4), kind).prop_map(|(host, epoch, sequence, at, gpu, kind)| {
+        let event = HostEvent {
+            schema_version: 1,
+            host: host_id(host),
+            epoch,
+            sequence,
+            happened_at: EventTime(at),
+            uuid: gpu.map(|g| uuid(host, g)),
+            kind,
+            detail: None,
+        };
+        Body::Event(Box::new(event))
+    })
+}
+
+fn request() -> impl Strategy<Value = Body> {
+    let id = || prop_oneof![4 => (0u32..30).prop_map(|n| format!("r{n}")), 1 => Just(String::new()), 1 => Just("x".repeat(300))];
+    let lease = || (0u32..9).prop_map(|n| format!("lease-test-{n}"));
+    let place = (
+        id(),
+        proptest::collection::vec((wild_u32(), wild_u32(), wild_u64()), 0..3),
+        proptest::option::of(wild_u64()),
+        proptest::option::of(wild_u64()),
+    )
+        .prop_map(|(request_id, bundles, lease_ttl_ms, duration_ms)| {
+            let bundles = bundles.into_iter().map(|(count, milli, vram_bytes)| Bundle { count, milli, vram_bytes, mig_profile: None }).collect();
+            Request::Place(Place {
+                request_id,
+                bundles,
+                model: None,
+                workload: None,
+                duration_ms,
+                priority: i16::MIN,
+                lease_ttl_ms,
+                labels: BTreeMap::new(),
+            })
+        });
+    let request = prop_oneof![
+        4 => place,
+        1 => (id(), proptest::collection::vec(lease(), 0..3)).prop_map(|(request_id, lease_ids)| Request::Renew(Renew { request_id, lease_ids })),
+        1 => (id(), lease()).prop_map(|(request_id, lease_id)| Request::Release(Release { request_id, lease_id })),
+        1 => (id(), wild_u64(), proptest::option::of(any::<i64>())).prop_map(|(request_id, items, max_per_device)| {
+            Request::Distribute(Distribute { request_id, items, strategy: Split::Capacity, devices: None, weights: None, max_per_device })
+        }),
+    ];
+    (0u64..2, request).prop_map(|(n, request)| Body::Request(tenant(n), Box::new(request)))
+}
+
+fn control() -> impl Strategy<Value = Body> {
+    let control = prop_oneof![
+        Just(Control::Enrol { hosts: vec![] }),
+        (0usize..4).prop_map(|h| Control::Enrol { hosts: vec![host_id(h)] }),
+        (0usize..4).prop_map(|h| Control::Expel { host: host_id(h) }),
+        (0usize..4).prop_map(|h| Control::Cordon(Cordon::Host(host_id(h)))),
+        (0usize..4, 0usize..4).prop_map(|(h, g)| Control::Uncordon(Cordon::Gpu(uuid(h, g)))),
+        (0usize..4, 0usize..4).prop_map(|(h, g)| Control::Free { uuid: uuid(h, g) }),
+        (proptest::option::of(wild_u32()), proptest::option::of(wild_u64()), proptest::option::of(wild_u64())).prop_map(
+            |(vram_limit_bp, free_memory_bytes_max, free_after_ms)| Control::Settings(Settings {
+                vram_limit_bp,
+                free_memory_bytes_max,
+                free_after_ms
+            })
+        ),
+        wild_u64().prop_map(|version| Control::Sealed { version, position: Position::default() }),
+    ];
+    control.prop_map(|control| Body::Control(Box::new(control)))
+}
+
+fn body() -> impl Strategy<Value = Body> {
+    prop_oneof![
+        6 => frame(),
+        3 => announcement(),
+        2 => event(),
+        2 => request(),
+        1 => control(),
+        2 => Just(Body::Tick(plimsoll_schemas::control::Tick { replica: String::new(), second: i64::MIN })),
+        1 => Just(Body::Refused(Refused { host: None, tenant: None, source: "?".repeat(128), reason: Reason::UnknownSubject, detail: String::new() })),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #[test]
+    fn any_record_is_folded_counted_and_stored(records in proptest::collection::vec((0u64..3, prop_oneof![8 => 0i64..30, 1 => 0i64..10_000, 1 => -5i64..0], body()), 1..120)) {
+        let (mut state, mut effects) = (State::new(cell()), Effects::default());
+        let (mut at, mut sequence) = (START_S * NS_PER_S, 0);
+        state.step(&Record { position: Position { epoch: LogEpoch(0), sequence: 1 }, logged_at: LogTime(at), body: Body::Control(Box::new(Control::Enrol { hosts: vec![] })) }, &mut effects);
+        for (skip, seconds, body) in records {
+            at += seconds * NS_PER_S;
+            sequence += 1 + skip / 2;
+            state.step(&Record { position: Position { epoch: LogEpoch(0), sequence }, logged_at: LogTime(at), body }, &mut effects);
+        }
+        let summary = state.summary();
+        prop_assert_eq!(summary.samples, summary.samples_folded + summary.samples_late + summary.samples_rejected + summary.samples_duplicate);
+        for (n, output) in (1..).zip(&effects.outputs) {
+            prop_assert_eq!(output.out_seq, n);
+        }
+        let entries = state.take_dirty();
+        let mut restored = State::restore(cell(), entries.into_iter().filter(|entry| entry.value.is_some())).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        prop_assert_eq!(restored.summary(), state.summary());
+        for _ in 0..200 {
+            at += NS_PER_S;
+            sequence += 1;
+            let record = Record { position: Position { epoch: LogEpoch(0), sequence }, logged_at: LogTime(at), body: Body::Tick(plimsoll_schemas::control::Tick { replica: String::new(), second: 0 }) };
+            let (mut a, mut b) = (Effects::default(), Effects::default());
+            state.step(&record, &mut a);
+            restored.step(&record, &mut b);
+            prop_assert_eq!(a, b);
+        }
+        prop_assert_eq!(restored.hash(), state.hash());
+    }
+}
