@@ -44,7 +44,7 @@ pub struct Candidate<'a> {
 }
 
 /// A candidate that passed every gate, and what it would give.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub struct Offer {
     /// Memory it would reserve, bytes.
     pub vram_bytes: u64,

@@ -40,15 +40,17 @@ pub struct Inputs {
 }
 
 /// A score, 0..=1, as an exact fraction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub struct Score {
+    /// The score in units of which `millionth` make a millionth of one.
     numerator: u128,
-    denominator: u128,
+    /// A millionth of one, in the same units.
+    millionth: u128,
 }
 
 impl Score {
     /// Nothing.
-    pub const ZERO: Self = Self { numerator: 0, denominator: MICRO as u128 };
+    pub const ZERO: Self = Self { numerator: 0, millionth: 1 };
 
     /// Whether it is exactly nothing.
     pub fn is_zero(self) -> bool {
@@ -57,14 +59,12 @@ impl Score {
 
     /// The score in millionths, rounded to the nearest: what orders candidates and what is published.
     pub fn micro(self) -> u32 {
-        // Every denominator is a multiple of a million, so this cannot overflow as numerator × 1,000,000 would.
-        let one_millionth = self.denominator / u128::from(MICRO);
-        u32::try_from((self.numerator + one_millionth / 2) / one_millionth).expect("a score is at most one")
+        u32::try_from((self.numerator + self.millionth / 2) / self.millionth).expect("a score is at most one")
     }
 
     /// The score as numerator and denominator, for callers that want it finer than millionths.
     pub fn fraction(self) -> (u128, u128) {
-        (self.numerator, self.denominator)
+        (self.numerator, self.millionth * u128::from(MICRO))
     }
 }
 
@@ -76,13 +76,19 @@ pub fn headroom(inputs: &Inputs) -> Score {
     let max = u128::from(inputs.max_bytes);
     let free = u128::from(inputs.total_bytes.saturating_sub(inputs.used_bytes)).min(max);
     let idle_micro = u128::from(MICRO - inputs.util_micro.min(MICRO));
-    let heat = inputs.temperature_uk.map_or(0, |uk| uk.saturating_sub(HOT_UK));
-    let left = u128::from(HOT_SPAN_UK.saturating_sub(heat).max(HOT_FLOOR_UK));
-    // Greatest: 10 × 2^64 × 10^6 × 4·10^7 < 2^113.
-    let millionths = u128::from(MICRO);
+    let (left, span) = inputs.temperature_uk.map_or((1, 1), cool_share);
+    // Greatest: 10 × 2^64 × 10^6 × 4·10^7 < 2^113; of a cool GPU below 1 TiB it is < 2^64, where division is ten times faster.
     Score {
-        numerator: (MEMORY_TENTHS * free * millionths + COMPUTE_TENTHS * idle_micro * max) * left,
-        denominator: (MEMORY_TENTHS + COMPUTE_TENTHS) * max * millionths * u128::from(HOT_SPAN_UK),
+        numerator: (MEMORY_TENTHS * free * u128::from(MICRO) + COMPUTE_TENTHS * idle_micro * max) * u128::from(left),
+        millionth: (MEMORY_TENTHS + COMPUTE_TENTHS) * max * u128::from(span),
+    }
+}
+
+/// What heat leaves of a score, as a fraction: all of it up to 80 °C, then less, and never less than a tenth.
+fn cool_share(uk: u64) -> (u64, u64) {
+    match uk.saturating_sub(HOT_UK) {
+        0 => (1, 1),
+        heat => (HOT_SPAN_UK.saturating_sub(heat).max(HOT_FLOOR_UK), HOT_SPAN_UK),
     }
 }
 

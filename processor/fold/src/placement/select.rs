@@ -75,14 +75,15 @@ pub fn choose(candidates: &[Candidate<'_>], request: &Place, settings: &Settings
         Err(refused) => return Choice::rejected(refused),
     };
     let mut refused = BTreeMap::new();
-    let mut hosts: BTreeMap<&HostId, Vec<Pick>> = BTreeMap::new();
+    let mut hosts = Hosts::default();
     for (index, candidate) in candidates.iter().enumerate() {
-        let passing = hosts.entry(candidate.host).or_default();
+        let passing = hosts.passing(candidate.host);
         match candidate.offer(bundle, request.model.as_deref(), settings) {
             Ok(offer) => passing.push(Pick { candidate: index, milli: bundle.milli, vram_bytes: offer.vram_bytes, score_micro: offer.score.micro() }),
             Err(reason) => *refused.entry(reason).or_insert(0) += 1,
         }
     }
+    let hosts = hosts.groups;
     let feasible = rank(candidates, &hosts, bundle.count as usize);
     let (hosts_considered, hosts_feasible) = (hosts.len() as u32, feasible.len() as u32);
     let mut ranked = feasible.into_iter();
@@ -103,6 +104,27 @@ pub fn choose(candidates: &[Candidate<'_>], request: &Place, settings: &Settings
     }
 }
 
+/// The GPUs that pass every gate, by host.
+#[derive(Default)]
+struct Hosts<'a> {
+    groups: Vec<(&'a HostId, Vec<Pick>)>,
+    by_host: BTreeMap<&'a HostId, usize>,
+    last: usize,
+}
+
+impl<'a> Hosts<'a> {
+    /// The list of a host. GPUs of one host usually come one after the other, so the last one asked for is tried first.
+    fn passing(&mut self, host: &'a HostId) -> &mut Vec<Pick> {
+        if self.groups.get(self.last).is_none_or(|(last, _)| *last != host) {
+            self.last = *self.by_host.entry(host).or_insert(self.groups.len());
+            if self.last == self.groups.len() {
+                self.groups.push((host, Vec::new()));
+            }
+        }
+        &mut self.groups[self.last].1
+    }
+}
+
 /// A host that can take the request.
 struct Feasible<'a> {
     host: &'a HostId,
@@ -111,11 +133,11 @@ struct Feasible<'a> {
 }
 
 /// The hosts with at least `count` passing GPUs, each with its best ones, best host first.
-fn rank<'a>(candidates: &[Candidate<'a>], hosts: &BTreeMap<&'a HostId, Vec<Pick>>, count: usize) -> Vec<Feasible<'a>> {
+fn rank<'a>(candidates: &[Candidate<'a>], hosts: &[(&'a HostId, Vec<Pick>)], count: usize) -> Vec<Feasible<'a>> {
     let mut feasible: Vec<_> = hosts
         .iter()
         .filter(|(_, passing)| passing.len() >= count)
-        .map(|(&host, passing)| {
+        .map(|(host, passing)| {
             let mut picks = passing.clone();
             picks.sort_by_key(|pick| (Reverse(pick.score_micro), candidates[pick.candidate].device, candidates[pick.candidate].uuid));
             picks.truncate(count);
@@ -132,7 +154,7 @@ fn rank<'a>(candidates: &[Candidate<'a>], hosts: &BTreeMap<&'a HostId, Vec<Pick>
 /// left is what stood in the way.
 fn why_none(
     candidates: &[Candidate<'_>],
-    hosts: &BTreeMap<&HostId, Vec<Pick>>,
+    hosts: &[(&HostId, Vec<Pick>)],
     request: &Place,
     bundle: &Bundle,
     settings: &Settings,
@@ -153,7 +175,7 @@ fn why_none(
             return Refused::new(reason, format!("of {} GPUs {left} are left for the {need} needed: {what} {}", candidates.len(), tally(refused)));
         }
     }
-    let most = hosts.values().map(Vec::len).max().unwrap_or(0);
+    let most = hosts.iter().map(|(_, passing)| passing.len()).max().unwrap_or(0);
     let detail =
         format!("{need} GPUs on one host are needed: {left} of {} could take it, at most {most} on one host {}", candidates.len(), tally(refused));
     Refused::new(Reason::TooFewDevices, detail.trim_end().to_owned())
