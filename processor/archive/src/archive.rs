@@ -137,6 +137,11 @@ impl Archive {
         Ok(Self { store: Arc::new(store), root, cell: cell.clone() })
     }
 
+    /// The folder, for hiding it in messages that strangers read.
+    pub fn root(&self) -> &std::path::Path {
+        &self.root
+    }
+
     /// The store that holds the files; paths are those of the entries.
     pub fn store(&self) -> Arc<dyn ObjectStore> {
         self.store.clone()
@@ -279,6 +284,7 @@ impl Archive {
             rows: rows.num_rows() as u64,
             bytes: bytes.len() as u64,
             positions: encode::positions(&rows)?,
+            late: encode::late(table, &rows),
             schema_version: table::SCHEMA_VERSION,
             hash: hash(&bytes),
             columns: encode::stats(table, &rows),

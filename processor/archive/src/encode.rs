@@ -91,14 +91,22 @@ fn column_stats(array: &dyn Array) -> ColumnStats {
     ColumnStats { nulls: array.null_count() as u64, min, max }
 }
 
-/// The least and greatest place in the log among the rows.
-pub(crate) fn positions(batch: &RecordBatch) -> Result<(Position, Position), Error> {
+/// The least and greatest place in the log among the rows. Errors if the batch does not say.
+pub fn positions(batch: &RecordBatch) -> Result<(Position, Position), Error> {
     let missing = || Error::Schema { detail: "a batch without _epoch and _seq".to_owned() };
     let epochs: &Int32Array = batch.column_by_name("_epoch").and_then(|c| c.as_primitive_opt()).ok_or_else(missing)?;
     let sequences: &Int64Array = batch.column_by_name("_seq").and_then(|c| c.as_primitive_opt()).ok_or_else(missing)?;
     let place = |(&epoch, &sequence): (&i32, &i64)| Position { epoch: LogEpoch(epoch as u32), sequence: sequence as u64 };
     let places = || epochs.values().iter().zip(sequences.values()).map(place);
     Ok((places().min().unwrap_or_default(), places().max().unwrap_or_default()))
+}
+
+/// Least and greatest window start (microseconds) among the rows that are later parts of a window; absent if there are none.
+pub fn late(table: Table, batch: &RecordBatch) -> Option<(i64, i64)> {
+    let parts = batch.column_by_name("revision").filter(|_| table::is_window(table))?.as_primitive_opt::<Int32Type>()?;
+    let times = batch.column_by_name(table::time_column(table))?.as_primitive_opt::<TimestampMicrosecondType>()?;
+    let late = || parts.iter().zip(times.iter()).filter(|(part, _)| part.unwrap_or(0) > 0).filter_map(|(_, at)| at);
+    Some((late().min()?, late().max()?))
 }
 
 /// The rows of each day of the table's time column (days since 1970, UTC), in the order given; absent = without a time.

@@ -48,6 +48,9 @@ pub struct Entry {
     pub bytes: u64,
     /// The least and greatest place in the log among its rows.
     pub positions: (Position, Position),
+    /// Least and greatest window start (microseconds) among rows that are later parts of a window; absent if there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late: Option<(i64, i64)>,
     /// Version of the table's columns.
     pub schema_version: u32,
     /// `siphash128:` and 32 hexadecimal digits over its bytes: damage is noticed, not malice.

@@ -118,6 +118,7 @@ async fn sealed_rows_are_read_back_device_by_device_with_their_bounds_in_the_man
     assert_eq!(bounds("window_at"), (encode::Bound::Int(60_000_000), encode::Bound::Int(120_000_000)));
     assert_eq!(bounds("host"), (encode::Bound::Text("a".to_owned()), encode::Bound::Text("b".to_owned())));
     assert_eq!(bounds("revision"), (encode::Bound::Int(0), encode::Bound::Int(1)));
+    assert_eq!(entry.late, Some((60_000_000, 60_000_000)), "only the later part's window");
     archive.verify(entry).await.expect("as written");
 
     let batch = read(&folder, entry);
