@@ -25,6 +25,7 @@ use datafusion::sql::parser::Statement;
 use datafusion_pg_catalog::pg_catalog::{context::EmptyContextProvider, setup_pg_catalog};
 use futures::StreamExt;
 use plimsoll_archive::Archive;
+use plimsoll_archive::column::UTC;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -496,6 +497,7 @@ fn base(blank: View, environment: &Arc<RuntimeEnv>, cores: usize) -> Result<(Ses
         .with_information_schema(true)
         .with_target_partitions(cores);
     config.options_mut().sql_parser.dialect = datafusion::config::Dialect::PostgreSQL;
+    config.options_mut().execution.time_zone = Some(UTC.to_owned());
     let catalogs = Arc::new(crate::catalog::Describing::new(blank));
     let state = SessionStateBuilder::new_with_default_features()
         .with_config(config)

@@ -207,9 +207,9 @@ impl From<DataFusionError> for Error {
             DataFusionError::SQL(..) => Self::Syntax(text),
             DataFusionError::SchemaError(schema, _) => match schema.as_ref() {
                 SchemaError::FieldNotFound { .. } => Self::UnknownColumn(text),
-                SchemaError::AmbiguousReference { .. } | SchemaError::DuplicateQualifiedField { .. } | SchemaError::DuplicateUnqualifiedField { .. } => {
-                    Self::Invalid(text)
-                }
+                SchemaError::AmbiguousReference { .. }
+                | SchemaError::DuplicateQualifiedField { .. }
+                | SchemaError::DuplicateUnqualifiedField { .. } => Self::Invalid(text),
             },
             DataFusionError::Plan(detail) if detail.starts_with("table '") => Self::UnknownTable(text),
             DataFusionError::Plan(detail) if detail.starts_with("Invalid function") => Self::UnknownFunction(text),

@@ -39,7 +39,7 @@ impl Default for Limits {
             running_max: 8,
             waiting_max: 64,
             spill_bytes: 2 << 30,
-            samples_rows_max: 200_000,
+            samples_rows_max: 99_999,
         }
     }
 }

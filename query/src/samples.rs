@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::arrow::datatypes::{Schema, SchemaRef};
+use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::{Result, ScalarValue};
-use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::datasource::TableType;
+use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::logical_expr::{BinaryExpr, Expr, Operator, TableProviderFilterPushDown};
 use datafusion::physical_plan::ExecutionPlan;
 use plimsoll_archive::table;
 
 use crate::error::Error;
+use crate::provider::{plain, plain_schema};
 use crate::tail::follow::Processor;
 
 const KEY: &str = "device_key";
@@ -29,8 +30,7 @@ impl SamplesTable {
     /// The ring of this processor; without one the table only describes itself. Statements that would need more than `rows_max`
     /// rows are refused.
     pub fn new(processor: Option<Processor>, rows_max: u64) -> Self {
-        let fields: Vec<_> = table::samples_schema().fields().iter().map(|field| field.as_ref().clone().with_metadata(Default::default())).collect();
-        Self { processor, rows_max, schema: Arc::new(Schema::new(fields)) }
+        Self { processor, rows_max, schema: plain_schema(&table::samples_schema()) }
     }
 }
 
@@ -60,7 +60,7 @@ impl TableProvider for SamplesTable {
         if rows as u64 > self.rows_max {
             return Err(Error::Invalid(format!("samples: more than {} rows; name GPUs (WHERE device_key = ...) or add LIMIT", self.rows_max)).into());
         }
-        let batches = batches.into_iter().map(|batch| Ok(batch.with_schema(self.schema.clone())?)).collect::<Result<Vec<_>>>()?;
+        let batches = batches.iter().map(plain).collect::<std::result::Result<Vec<_>, _>>()?;
         Ok(MemorySourceConfig::try_new_exec(&[batches], self.schema.clone(), projection.cloned())?)
     }
 

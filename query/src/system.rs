@@ -36,7 +36,8 @@ pub fn cells(cell: &str, snapshot: &Snapshot, health: &Health) -> Result<Arc<dyn
     let int32 = |value: u32| -> ArrayRef { Arc::new(Int32Array::from(vec![i32::try_from(value).ok()])) };
     let signed = |value: u64| i64::try_from(value).ok();
     let (sealed, position) = (snapshot.sealed(), snapshot.position());
-    let ahead = status.filter(|status| status.position.epoch == position.epoch).map(|status| status.position.sequence.saturating_sub(position.sequence));
+    let ahead =
+        status.filter(|status| status.position.epoch == position.epoch).map(|status| status.position.sequence.saturating_sub(position.sequence));
     let reasons = (!health.reasons.is_empty()).then(|| health.reasons.join("; "));
     let columns: Vec<(&str, ArrayRef, bool)> = vec![
         ("cell", Arc::new(StringArray::from(vec![cell])), false),

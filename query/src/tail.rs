@@ -1,8 +1,9 @@
 //! What the processor has folded and not yet sealed, kept in memory: per table the rows after the manifest, up to a position.
 //!
-//! Nothing here is lost or doubled. Rows count once the message with their position came; rows that a newly loaded manifest holds
-//! are dropped; and where the processor may have pruned sealed rows before sending them, nothing newer is shown until that manifest
-//! is loaded. When the limit of rows or bytes is reached the streams are not read on: the answers grow old, and say so.
+//! Nothing here is lost or doubled. Rows count once a message says that all rows up to theirs were sent; a stream that broke goes on
+//! behind the last such position, or behind the manifest if that is further, and what came of later positions is forgotten. Rows that
+//! a newly loaded manifest holds are dropped. When the limit of rows or bytes is reached the streams are not read on: the answers grow
+//! old, and say so.
 
 pub mod follow;
 pub mod wire;
@@ -23,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock;
 use crate::error::Error;
+use crate::provider::plain;
 use crate::snapshot::{Freshness, Snapshot};
 use follow::Processor;
 use wire::{Progress, Status};
@@ -66,16 +68,13 @@ struct State {
     bytes: usize,
     /// How often a stream had to wait for room.
     full_total: u64,
-    last: Option<Arc<Snapshot>>,
 }
 
 #[derive(Debug, Default)]
 struct Stream {
     parts: Vec<Part>,
-    /// Every row up to here is in `parts`, or up to `floor` in the manifest.
+    /// Every row up to here is in `parts` or in the manifest; `parts` may hold some later ones.
     applied: Position,
-    /// Rows up to here may be missing from `parts`: a manifest must hold them.
-    floor: Position,
     logged_at_ns: i64,
     connected: bool,
     error: Option<String>,
@@ -133,19 +132,11 @@ impl Tail {
         tasks.spawn(follow::watch(self.clone(), archive.clone(), processor.clone(), self.0.hint.clone(), stop.clone()));
     }
 
-    /// What a statement that starts now sees: one manifest and one position. Errors while the archive was not read yet, or does not
-    /// hold what the processor has pruned: an answer would silently lack rows.
+    /// What a statement that starts now sees: one manifest and one position. Errors while the archive was not read yet: an answer
+    /// would silently lack rows.
     pub fn snapshot(&self) -> Result<Arc<Snapshot>, Error> {
-        let mut state = self.lock();
+        let state = self.lock();
         let sealed = state.manifest.as_ref().map_or(Position::default(), |manifest| manifest.position);
-        let floor = state.tables.values().map(|stream| stream.floor).max().unwrap_or_default();
-        if sealed < floor {
-            // The manifest that holds what the processor pruned is on its way: an older answer is whole, a newer one would have a gap.
-            let older = state.last.clone().filter(|last| last.sealed() == sealed);
-            let archive_only = || state.manifest.clone().map(|manifest| Arc::new(Snapshot::sealed_only(Some(manifest))));
-            let missing = || Error::Starting(format!("the archive holds rows up to {sealed}, the processor has pruned up to {floor}"));
-            return older.or_else(archive_only).ok_or_else(missing);
-        }
         if !state.archive_read && state.manifest.is_none() {
             return Err(Error::Starting(state.archive_error.clone().unwrap_or_else(|| "the archive was not read yet".to_owned())));
         }
@@ -154,9 +145,7 @@ impl Tail {
         let logged_at_ns = state.tables.values().map(|stream| stream.logged_at_ns).min().filter(|&at| at > 0);
         let tail = state.tables.iter().map(|(&table, stream)| (table, between(&stream.parts, sealed, position))).collect();
         let freshness = Freshness { logged_at_ns, connected: state.tables.values().all(|stream| stream.connected) };
-        let snapshot = Arc::new(Snapshot::new(state.manifest.clone(), position, tail, freshness));
-        state.last = Some(snapshot.clone());
-        Ok(snapshot)
+        Ok(Arc::new(Snapshot::new(state.manifest.clone(), position, tail, freshness)))
     }
 
     /// Why answers are not what they should be, and how much is held.
@@ -177,10 +166,6 @@ impl Tail {
             None if !state.archive_read => reasons.push("the archive was not read yet".to_owned()),
             None => {}
         }
-        let sealed = state.manifest.as_ref().map_or(Position::default(), |manifest| manifest.position);
-        if let Some(floor) = state.tables.values().map(|stream| stream.floor).max().filter(|&floor| floor > sealed) {
-            reasons.push(format!("the archive holds rows up to {sealed}, the processor has pruned up to {floor}"));
-        }
         Health { reasons, rows: state.rows, bytes: state.bytes, connected, full_total: state.full_total, status: state.status.clone() }
     }
 
@@ -200,13 +185,27 @@ impl Tail {
         }
     }
 
-    pub(crate) fn applied(&self, table: Table) -> Position {
-        self.lock().tables[&table].applied
+    /// Where a stream of this table goes on: behind what is here or sealed. What came of later positions will come again and is
+    /// forgotten. Absent while the archive was not read.
+    pub(crate) fn resume(&self, table: Table) -> Option<Position> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if !state.archive_read {
+            return None;
+        }
+        let sealed = state.manifest.as_ref().map_or(Position::default(), |manifest| manifest.position);
+        let stream = state.tables.get_mut(&table)?;
+        stream.parts = between(&stream.parts, Position::default(), stream.applied);
+        stream.applied = stream.applied.max(sealed);
+        let after = stream.applied;
+        state.count();
+        Some(after)
     }
 
-    pub(crate) fn room(&self) -> Room {
+    /// Whether a stream may read on. One that holds nothing always may: the position of all is that of the slowest.
+    pub(crate) fn room(&self, table: Table) -> Room {
         let mut state = self.lock();
-        if !self.is_full(&state) {
+        if !self.is_full(&state) || state.tables[&table].parts.is_empty() {
             return Room::Free;
         }
         state.full_total += 1;
@@ -229,9 +228,6 @@ impl Tail {
         stream.logged_at_ns = stream.logged_at_ns.max(progress.logged_at_ns);
         stream.connected = true;
         stream.error = None;
-        if let Some(sealed) = progress.sealed.filter(|sealed| sealed.position > had) {
-            stream.floor = stream.floor.max(sealed.position);
-        }
         let known = state.manifest.as_ref().map_or(0, |manifest| manifest.version);
         if progress.sealed.is_some_and(|sealed| sealed.version > known) {
             self.0.hint.notify_one();
@@ -266,8 +262,7 @@ impl Tail {
             for stream in state.tables.values_mut() {
                 stream.parts.retain(|part| part.last > manifest.position);
             }
-            state.rows = state.tables.values().flat_map(|stream| &stream.parts).map(|part| part.batch.num_rows()).sum();
-            state.bytes = state.tables.values().flat_map(|stream| &stream.parts).map(|part| part.bytes).sum();
+            state.count();
             state.manifest = Some(Arc::new(manifest));
             self.0.freed.notify_waiters();
         }
@@ -299,6 +294,13 @@ impl Tail {
     }
 }
 
+impl State {
+    fn count(&mut self) {
+        let parts = || self.tables.values().flat_map(|stream| &stream.parts);
+        (self.rows, self.bytes) = parts().fold((0, 0), |(rows, bytes), part| (rows + part.batch.num_rows(), bytes + part.bytes));
+    }
+}
+
 impl Part {
     /// The batch with its places; absent if it has no rows.
     fn new(table: Table, batch: RecordBatch) -> Result<Option<Self>, String> {
@@ -306,6 +308,7 @@ impl Part {
             return Ok(None);
         }
         let (first, last) = encode::positions(&batch).map_err(|error| error.to_string())?;
+        let batch = plain(&batch).map_err(|error| error.to_string())?;
         let (late, bytes) = (encode::late(table, &batch), batch.get_array_memory_size());
         Ok(Some(Self { batch, first, last, late, bytes }))
     }
@@ -344,7 +347,8 @@ fn between(parts: &[Part], from: Position, to: Position) -> Vec<Part> {
             return Some(part.clone());
         }
         let batch = rows_where(&part.batch, |at| from < at && at <= to).ok()?;
-        (batch.num_rows() > 0).then(|| Part { batch, ..part.clone() })
+        let (first, last) = encode::positions(&batch).ok()?;
+        (batch.num_rows() > 0).then(|| Part { batch, first, last, ..part.clone() })
     };
     parts.iter().filter(inside).filter_map(cut).collect()
 }

@@ -195,9 +195,20 @@ impl Session {
                 let value = values.iter().map(|value| value.to_string().trim_matches('\'').to_owned()).collect::<Vec<_>>().join(",");
                 match name.as_str() {
                     "statement_timeout" => self.set_timeout(&value),
-                    "application_name" | "client_encoding" | "timezone" | "extra_float_digits" | "datestyle" | "intervalstyle" | "search_path"
-                    | "bytea_output" | "client_min_messages" | "standard_conforming_strings" | "lock_timeout" | "idle_in_transaction_session_timeout"
-                    | "default_transaction_read_only" | "row_security" => Ok(()),
+                    "application_name"
+                    | "client_encoding"
+                    | "timezone"
+                    | "extra_float_digits"
+                    | "datestyle"
+                    | "intervalstyle"
+                    | "search_path"
+                    | "bytea_output"
+                    | "client_min_messages"
+                    | "standard_conforming_strings"
+                    | "lock_timeout"
+                    | "idle_in_transaction_session_timeout"
+                    | "default_transaction_read_only"
+                    | "row_security" => Ok(()),
                     _ => Err(Error::Setting(format!("{name} cannot be set here"))),
                 }
             }

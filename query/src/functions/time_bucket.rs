@@ -110,7 +110,9 @@ impl Step {
         match (months, micros) {
             (months, 0) if months > 0 => Ok(Self::Months(months)),
             (0, micros) if micros > 0 => Ok(Self::Micros(micros)),
-            _ => exec_err!("time_bucket: {given:?} is no step: a positive time, or a number of months, such as '5m', '1 hour', '300.000s', '1 month'"),
+            _ => {
+                exec_err!("time_bucket: {given:?} is no step: a positive time, or a number of months, such as '5m', '1 hour', '300.000s', '1 month'")
+            }
         }
     }
 
@@ -126,7 +128,9 @@ impl Step {
             let (unit, after) = after.split_at(letters);
             rest = after.trim_start_matches([' ', ',']);
             match (number.parse::<f64>().ok(), unit_of(unit)) {
-                (Some(number), Some(Step::Months(unit))) if number.fract() == 0.0 => months = months.saturating_add((number as i64).saturating_mul(unit)),
+                (Some(number), Some(Step::Months(unit))) if number.fract() == 0.0 => {
+                    months = months.saturating_add((number as i64).saturating_mul(unit))
+                }
                 (Some(number), Some(Step::Micros(unit))) => micros = micros.saturating_add((number * unit as f64).round() as i64),
                 _ => return Self::new(0, 0, text),
             }

@@ -4,26 +4,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use datafusion::arrow::datatypes::{Schema, SchemaRef};
+use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::catalog::memory::DataSourceExec;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
 use datafusion::common::{DFSchema, Result, Statistics};
+use datafusion::datasource::TableType;
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
-use datafusion::datasource::TableType;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
 use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::union::UnionExec;
-use datafusion::physical_plan::ExecutionPlan;
 use plimsoll_archive::{Entry, table};
 use plimsoll_schemas::row::Table;
 
-use super::prune;
+use super::{plain_schema, prune};
 use crate::snapshot::Snapshot;
 
 /// The private name of the archive's store. No statement can name a store.
@@ -52,9 +52,7 @@ pub struct Rows {
 impl Rows {
     /// The table as this snapshot holds it.
     pub fn new(table: Table, snapshot: Arc<Snapshot>, scanned: Arc<Scanned>) -> Self {
-        // Comments stay with the archive's schema: in plans they would only be carried about and compared.
-        let fields: Vec<_> = table::schema(table).fields().iter().map(|field| field.as_ref().clone().with_metadata(Default::default())).collect();
-        Self { table, schema: Arc::new(Schema::new(fields)), snapshot, scanned }
+        Self { table, schema: plain_schema(&table::schema(table)), snapshot, scanned }
     }
 
     /// The files that may hold rows for the filter.

@@ -77,12 +77,7 @@ fn newest_versions(stored: LogicalPlanBuilder, table: Table) -> Result<LogicalPl
     stored.window(vec![rank])?.filter(ident(RANK).eq(lit(1u64)))?.project(visible_columns(table))?.build()
 }
 
-fn windows(
-    stored: impl Fn() -> Result<LogicalPlanBuilder>,
-    late: &[(i64, i64)],
-    table: Table,
-    final_before: Option<i64>,
-) -> Result<LogicalPlan> {
+fn windows(stored: impl Fn() -> Result<LogicalPlanBuilder>, late: &[(i64, i64)], table: Table, final_before: Option<i64>) -> Result<LogicalPlan> {
     let at = |us: i64| lit(ScalarValue::TimestampMicrosecond(Some(us), Some(column::UTC.into())));
     let last_final = match final_before {
         Some(us) => ident("window_at").lt_eq(at(us)),
@@ -109,7 +104,9 @@ fn together(name: &str, data_type: &DataType) -> Expr {
     let own_type = |expr: Expr| cast(expr, data_type.clone());
     match name {
         "revision" => own_type(count(lit(1i64)) - lit(1i64)),
-        "host" | "gpu_index" | "model" | "pool" | "cell" | "tenant" | "lease_id" => ordered(first_value_udaf(), name, &["revision", "_epoch", "_seq", "_ordinal"]),
+        "host" | "gpu_index" | "model" | "pool" | "cell" | "tenant" | "lease_id" => {
+            ordered(first_value_udaf(), name, &["revision", "_epoch", "_seq", "_ordinal"])
+        }
         "util_percent_last" | "memory_used_bytes_last" | "memory_total_bytes" => ordered(last_value_udaf(), name, &LAST),
         "util_sketch" | "memory_sketch" => sketch_merge_udaf().call(vec![ident(name)]),
         name if name.ends_with("_min") => min(ident(name)),

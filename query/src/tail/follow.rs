@@ -117,13 +117,14 @@ async fn one_stream(tail: &Tail, processor: &Processor, table: Table) -> Ended {
 }
 
 async fn read_stream(tail: &Tail, processor: &Processor, table: Table, progressed: &mut bool) -> Result<(), String> {
-    let ticket = Follow { table: table.name().to_owned(), after: tail.applied(table) };
+    let after = tail.resume(table).ok_or("waits for the archive to be read")?;
+    let ticket = Follow { table: table.name().to_owned(), after };
     let mut stream = tokio::time::timeout(SILENCE, processor.get(&ticket)).await.map_err(|_| "no answer in 10 s".to_owned())??;
-    // Rows count only once the message with their position is here: a cut stream sends them again.
+    // Rows count only once a message says how far they go.
     let mut pending: Vec<RecordBatch> = Vec::new();
     loop {
         // Not reading is what holds the sender back when this side is full; nothing is lost by it.
-        while let Room::Full(freed) = tail.room() {
+        while let Room::Full(freed) = tail.room(table) {
             tokio::select! { () = freed.notified() => {}, () = tokio::time::sleep(POLL) => {} }
         }
         let message = tokio::time::timeout(SILENCE, stream.next()).await.map_err(|_| "no message in 10 s".to_owned())?;

@@ -26,7 +26,7 @@ pub struct Samples {
 /// Comes with every message of an endless stream, at least once a second.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Every row up to here was sent, or is in the sealed manifest.
+    /// All rows of the table up to here have been sent.
     pub applied: Position,
     /// Log time of that position, ns UTC.
     pub logged_at_ns: i64,
@@ -40,7 +40,7 @@ pub struct Progress {
 pub struct Sealed {
     /// The version.
     pub version: u64,
-    /// Every row up to here is in it, and may be gone from the tail.
+    /// Every row up to here is in it.
     pub position: Position,
 }
 
