@@ -331,7 +331,8 @@ impl Engine {
         statement::only_reads(&statement)?;
         let plan = session.statement_to_plan(Statement::Statement(Box::new(statement))).await?;
         let nothing = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        nothing.verify_plan(&plan).map_err(|error| Error::ReadOnly(error.strip_backtrace().replace("Error during planning: ", "")))?;
+        let refused = |text: String| Error::ReadOnly(text.rsplit(": ").next().unwrap_or_default().to_owned());
+        nothing.verify_plan(&plan).map_err(|error| refused(error.strip_backtrace()))?;
         match params {
             Some(params) => Ok(plan.replace_params_with_values(&params)?),
             None => Ok(plan),
