@@ -30,7 +30,7 @@ check: tools
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
 bench: tools
-	cargo bench --workspace --locked
+	cargo bench -p plimsoll-bench --locked
 
 # libclang and a C++ compiler for RocksDB, nats-server for running it. Says nothing where all is there.
 tools:
