@@ -26,7 +26,7 @@ const WINDOWS_POLL: Duration = Duration::from_millis(500);
 
 const BY_MODEL: &str = "SELECT model, state, count(*) AS gpus, count(DISTINCT host) AS hosts FROM devices WHERE valid_to IS NULL GROUP BY model, state ORDER BY model, state";
 const BUSIEST: &str = "SELECT window_at, host, gpu_index AS gpu, model, received AS samples, util_percent_ms / covered_ms AS util_percent, \
-     memory_used_bytes_last / 1073741824 AS memory_gib, energy_mj / covered_ms AS watts FROM gpu_windows_10s \
+     memory_used_bytes_last / 1048576 AS memory_mib, energy_mj / covered_ms AS watts FROM gpu_windows_10s \
      WHERE window_at = (SELECT max(window_at) FROM gpu_windows_10s) AND covered_ms > 0 ORDER BY util_percent DESC, host, gpu LIMIT 3";
 
 /// The lease of the demonstration.
