@@ -1,4 +1,5 @@
 //! What a statement can fail with: one clear sentence, what to do, a SQLSTATE for one door and a status for the other.
+#![allow(clippy::wildcard_enum_match_arm, reason = "the engine's enums have dozens of variants, of which few matter here")]
 
 use datafusion::arrow::error::ArrowError;
 use datafusion::common::{DataFusionError, SchemaError};

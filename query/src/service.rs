@@ -33,10 +33,10 @@ pub enum LogFormat {
 #[command(name = "plimsoll-query", version)]
 pub struct Config {
     /// Tail server of the processor.
-    #[arg(long, env = "PLIMSOLL_TAIL", default_value = "http://127.0.0.1:9412")]
+    #[arg(long, env = "PLIMSOLL_QUERY_TAIL", default_value = "http://127.0.0.1:9412")]
     pub tail: String,
     /// Folder (or file:// URL) of the archive.
-    #[arg(long, env = "PLIMSOLL_ARCHIVE")]
+    #[arg(long, env = "PLIMSOLL_ARCHIVE", default_value = "plimsoll-data/archive")]
     pub archive: String,
     /// The cell.
     #[arg(long, env = "PLIMSOLL_CELL", default_value = "local")]

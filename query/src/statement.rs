@@ -1,4 +1,5 @@
 //! Which statements are read at all: one at a time, of the kinds that only read. What may be planned is checked again on the plan.
+#![allow(clippy::wildcard_enum_match_arm, reason = "the engine's enums have dozens of variants, of which few matter here")]
 
 use datafusion::sql::sqlparser::ast::{SetExpr, Statement};
 use datafusion_pg_catalog::sql::PostgresCompatibilityParser;

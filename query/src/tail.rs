@@ -242,10 +242,12 @@ impl Tail {
         let mut state = self.lock();
         let Some(stream) = state.tables.get_mut(&table) else { return false };
         let was = std::mem::replace(&mut stream.connected, false);
-        if was {
+        stream.error = Some(reason);
+        // The streams share one connection: the first that breaks speaks for all.
+        if was && state.tables.values().filter(|stream| !stream.connected).count() == 1 {
+            let reason = state.tables[&table].error.as_deref();
             tracing::warn!(table = table.name(), reason, "tail stream lost");
         }
-        stream.error = Some(reason);
         drop(state);
         self.0.changed.notify_waiters();
         was

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use plimsoll_query::clock;
 use plimsoll_query::service::Config;
@@ -223,11 +223,11 @@ async fn a_statement_stops_at_its_deadline_and_leaves_the_others_running() {
         "SELECT sum(x + y) FROM generate_series(1, 1000000) a(x), generate_series(1, 1000000) b(y)",
     ];
     for sql in endless {
-        let started = Instant::now();
+        let started = clock::instant();
         let long = cell.ask(sql);
         let short = async {
             for _ in 0..5 {
-                let started = Instant::now();
+                let started = clock::instant();
                 assert_eq!(cell.rows("SELECT count(*) FROM gpu_windows_1m").await, vec![vec![json!(1)]]);
                 assert!(started.elapsed() < Duration::from_millis(1_500), "{:?} beside {sql}", started.elapsed());
             }
@@ -246,7 +246,7 @@ async fn a_statement_stops_at_its_deadline_and_leaves_the_others_running() {
 
     let pg = cell.pg().await;
     pg.simple_query("SET statement_timeout = '300ms'").await.expect("may be lowered");
-    let started = Instant::now();
+    let started = clock::instant();
     let error = pg.query(endless[0], &[]).await.expect_err("stops");
     assert_eq!(error.code().map(|code| code.code()), Some("57014"), "{error}");
     assert!(started.elapsed() < Duration::from_millis(1_500), "{:?}", started.elapsed());
@@ -261,7 +261,7 @@ async fn a_statement_stops_at_its_deadline_and_leaves_the_others_running() {
         }
         cancel.cancel_query(tokio_postgres::NoTls).await.expect("asks to cancel");
     };
-    let started = Instant::now();
+    let started = clock::instant();
     let (answer, ()) = tokio::join!(running, cancelled);
     assert!(answer.is_err() && started.elapsed() < Duration::from_millis(1_500), "{:?}", started.elapsed());
     assert_eq!(text(&pg.simple_query("SELECT 1").await.expect("goes on")), ["1"]);

@@ -3,6 +3,7 @@
 //! Every connection has its own handlers and settings, so no client's SET reaches another. Every statement that is not about the
 //! session goes through the engine, whose deadline covers the rows as they are sent. Prepared statements are planned again each time
 //! they run: they see what is there then.
+#![allow(clippy::wildcard_enum_match_arm, reason = "the engine's enums have dozens of variants, of which few matter here")]
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};

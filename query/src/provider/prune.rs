@@ -8,7 +8,6 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use plimsoll_archive::Entry;
 use plimsoll_archive::encode::{Bound, ColumnStats};
-use std::collections::HashSet as Guarantees;
 use std::sync::Arc;
 
 /// The files that may hold matching rows; all of them if the filter cannot be turned into bounds.
@@ -60,7 +59,8 @@ impl PruningStatistics for Bounds<'_> {
         Some(Arc::new(self.files.iter().map(|file| Some(file.rows)).collect::<UInt64Array>()))
     }
 
-    fn contained(&self, _column: &Column, _values: &Guarantees<ScalarValue>) -> Option<BooleanArray> {
+    #[expect(clippy::disallowed_types, reason = "the trait's own signature; nothing is iterated")]
+    fn contained(&self, _column: &Column, _values: &std::collections::HashSet<ScalarValue>) -> Option<BooleanArray> {
         None
     }
 }

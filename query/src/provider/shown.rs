@@ -2,6 +2,7 @@
 //!
 //! Versions: of one key the row with the greatest place in the log. Windows: the parts of one window are added. Most windows have
 //! one part only; the adding is done for the stretches of time in which some window has more.
+#![allow(clippy::wildcard_enum_match_arm, reason = "the engine's enums have dozens of variants, of which few matter here")]
 
 use std::borrow::Cow;
 use std::sync::Arc;
