@@ -305,7 +305,7 @@ impl SimGpu {
         // The first per cent costs clocks and leakage; the rest is nearly linear.
         let wanted_w = if busy { model.idle_w * 1.4 + (model.power_limit_w * 1.04 - model.idle_w * 1.4) * self.util } else { model.idle_w };
         self.power_w += (wanted_w * (1.0 + noise * 0.015) - self.power_w) * (seconds / 1.5).min(1.0);
-        let target_celsius = inlet_celsius + 8.0 + 50.0 * self.power_w / model.power_limit_w;
+        let target_celsius = inlet_celsius + 8.0 + 36.0 * self.power_w / model.power_limit_w;
         self.celsius += (target_celsius - self.celsius) * (1.0 - (-seconds / 45.0).exp());
         self.throttle_bits = 0;
         let mut clock = if busy { model.sm_mhz } else { model.idle_sm_mhz };
