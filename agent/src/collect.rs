@@ -27,6 +27,8 @@ use crate::status::Status;
 const INVENTORY_EVERY_NS: u64 = 3_600_000_000_000;
 /// Longest wait for a signal before connection and losses are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Losses are collected into ranges for this long, so that an overload is not made worse by its own reports, ns.
+const LOSSES_EVERY_NS: u64 = 1_000_000_000;
 /// Most frames of one host held back by a fault script.
 const DELAYED_MAX: usize = 600;
 
@@ -42,6 +44,7 @@ pub struct Collector {
     metrics: Arc<Metrics>,
     recorder: Option<Recorder>,
     connects_seen: u64,
+    losses_said_at_ns: u64,
     gpu_count: usize,
 }
 
@@ -60,7 +63,7 @@ impl Collector {
     /// A loop without hosts.
     pub fn new(common: Common, cell: CellId, buffer: Arc<Buffer>, status: Arc<Status>, metrics: Arc<Metrics>, recorder: Option<Recorder>) -> Self {
         let (hosts, numbers) = (Vec::new(), BTreeMap::new());
-        Self { common, cell, hosts, numbers, buffer, status, metrics, recorder, connects_seen: 0, gpu_count: 0 }
+        Self { common, cell, hosts, numbers, buffer, status, metrics, recorder, connects_seen: 0, losses_said_at_ns: 0, gpu_count: 0 }
     }
 
     /// Runs until every source has gone; then sends what waits and says good-bye.
@@ -243,9 +246,16 @@ impl Collector {
 
     /// Once publishing works again, every range of frames that was given up becomes a gap event.
     fn report_losses(&mut self) {
-        if !self.status.publishing.load(Relaxed) || !self.buffer.has_losses() {
+        let now_ns = boot_ns();
+        let soon = now_ns.saturating_sub(self.losses_said_at_ns) < LOSSES_EVERY_NS;
+        if soon || !self.status.publishing.load(Relaxed) || !self.buffer.has_losses() {
             return;
         }
+        self.losses_said_at_ns = now_ns;
+        self.say_losses();
+    }
+
+    fn say_losses(&mut self) {
         for loss in self.buffer.take_losses() {
             let kind = EventKind::Gap { from_sequence: loss.from_sequence, to_sequence: loss.to_sequence, cause: loss.cause.to_owned() };
             self.push_event(loss.host, wall_now(), None, kind, None);
@@ -264,6 +274,9 @@ impl Collector {
             while let Some((_, record)) = self.hosts[number].delayed.pop_front() {
                 self.push(record);
             }
+        }
+        self.say_losses();
+        for number in 0..self.hosts.len() {
             self.push_event(number, wall_now(), None, EventKind::Stopping, None);
         }
     }

@@ -33,6 +33,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// First pause after a failure.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
+/// How long the end waits for a broker that is away.
+const AWAY_DRAIN: Duration = Duration::from_secs(2);
 /// How long a permission error explains time-outs.
 const DENIED_FOR_NS: u64 = 15_000_000_000;
 /// The same trouble is logged again after this long.
@@ -167,12 +169,15 @@ impl Publisher {
         let mut poll = tokio::time::interval(Duration::from_millis(250));
         let mut resume = Box::pin(tokio::time::sleep(Duration::ZERO));
         let mut paused = false;
-        let mut deadline = None;
+        let mut stopping_since: Option<tokio::time::Instant> = None;
         loop {
             if stop.is_cancelled() {
-                let until = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + drain);
+                let now = tokio::time::Instant::now();
+                let since = *stopping_since.get_or_insert(now);
                 let left = self.buffer.depth().records;
-                if left == 0 || tokio::time::Instant::now() >= until {
+                // Without a broker there is little to wait for.
+                let patience = if self.was_connected { drain } else { drain.min(AWAY_DRAIN) };
+                if left == 0 || now >= since + patience {
                     let _ = tokio::time::timeout(Duration::from_secs(1), self.client.flush()).await;
                     return left;
                 }
@@ -193,7 +198,7 @@ impl Publisher {
                 () = self.buffer.filled.notified(), if !paused && in_flight.len() < IN_FLIGHT_MAX => {}
                 () = &mut resume, if paused => paused = false,
                 _ = poll.tick() => if self.poll_state() { in_flight = FuturesUnordered::new(); },
-                () = stop.cancelled(), if deadline.is_none() => {}
+                () = stop.cancelled(), if stopping_since.is_none() => {}
             }
         }
     }

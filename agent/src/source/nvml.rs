@@ -64,14 +64,20 @@ impl Source for NvmlSource {
         let mut gpus: Vec<Gpu> = Vec::new();
         let mut beat = Beat::new(self.interval_ms);
         let deadline = Duration::from_millis(u64::from(self.interval_ms) / 2).min(Duration::from_millis(500));
-        let mut looked = false;
+        let (mut looked, mut watcher) = (false, Stop::default());
         while let Some(number) = beat.next(&stop) {
-            if !looked || number % 60 == 0 {
+            if !looked || number.is_multiple_of(60) {
                 looked = true;
                 let before = gpus.len();
                 self.discover(nvml, &mut gpus, &mut samplers);
-                if gpus.len() > before && !(out.say(Signal::Host(self.facts(&gpus))) && self.watch_events(nvml, &out, &stop)) {
-                    return;
+                if gpus.len() > before {
+                    if !out.say(Signal::Host(self.facts(&gpus))) {
+                        break;
+                    }
+                    // The set of watched GPUs is fixed when the waiting starts: new GPUs, new watcher.
+                    watcher.stop();
+                    watcher = Stop::default();
+                    self.watch_events(nvml, &out, &watcher);
                 }
             }
             if gpus.is_empty() {
@@ -87,9 +93,10 @@ impl Source for NvmlSource {
             let held = Held::SinceBoot(at.boot_ns);
             let tick = HostTick { host: self.host.clone(), sampled_at: at.wall, held, gpus: readings, delivery: Delivery::Normal };
             if !out.say(Signal::Tick(tick)) {
-                return;
+                break;
             }
         }
+        watcher.stop();
     }
 }
 
@@ -171,14 +178,13 @@ impl NvmlSource {
         }
     }
 
-    /// Starts the thread that waits for XIDs; true, also where the driver has no events.
-    fn watch_events(&self, nvml: &'static Nvml, out: &Outlet, stop: &Stop) -> bool {
+    /// Starts the thread that waits for XIDs.
+    fn watch_events(&self, nvml: &'static Nvml, out: &Outlet, stop: &Stop) {
         let (host, out, stop) = (self.host.clone(), out.clone(), stop.clone());
         let thread = std::thread::Builder::new().name("nvml-events".to_owned());
         if let Err(error) = thread.spawn(move || watch(nvml, &host, &out, &stop)) {
             tracing::error!(%error, "no thread for NVML events");
         }
-        true
     }
 }
 
@@ -260,7 +266,7 @@ impl Reader {
     fn read(&mut self) -> GpuReading {
         let mut out = GpuReading::new(self.uuid.clone());
         // A driver may learn: what it did not have is asked for again hourly.
-        if self.ticks % 3_600 == 0 {
+        if self.ticks.is_multiple_of(3_600) {
             self.unsupported.clear();
         }
         let device = &self.device;
@@ -280,7 +286,7 @@ impl Reader {
         self.ask(&mut out, Field::SmClockMhz, |device| device.clock_info(Clock::SM).map(u64::from));
         self.ask(&mut out, Field::MemoryClockMhz, |device| device.clock_info(Clock::Memory).map(u64::from));
         self.ask(&mut out, Field::ThrottleBits, |device| device.current_throttle_reasons().map(|reasons| reasons.bits()));
-        if self.ticks % SLOW_EVERY == 0 {
+        if self.ticks.is_multiple_of(SLOW_EVERY) {
             self.ask(&mut out, Field::EccUncorrected, |device| device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile));
             self.ask(&mut out, Field::Procs, |device| device.running_compute_processes_count().map(u64::from));
         }
@@ -320,10 +326,10 @@ impl Reader {
 
 /// A lasting reason to have no value; absent = the call may work next time.
 fn reason(error: &NvmlError) -> Option<Reason> {
-    match error {
-        NvmlError::NotSupported | NvmlError::FunctionNotFound | NvmlError::FailedToLoadSymbol(_) => Some(Reason::NotSupported),
-        NvmlError::NoPermission => Some(Reason::NotPermitted),
-        _ => None,
+    if matches!(error, NvmlError::NotSupported | NvmlError::FunctionNotFound | NvmlError::FailedToLoadSymbol(_)) {
+        Some(Reason::NotSupported)
+    } else {
+        matches!(error, NvmlError::NoPermission).then_some(Reason::NotPermitted)
     }
 }
 
