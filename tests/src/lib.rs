@@ -1,1 +1,6 @@
-//! Placeholder.
+//! Tests that start the real processes and judge them from outside. Nothing here shares code with the fold: frames are read by a
+//! decoder of its own ([`wire`]) and windows are recomputed by brute force ([`oracle`]).
+
+pub mod oracle;
+pub mod pipeline;
+pub mod wire;

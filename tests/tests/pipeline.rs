@@ -1,0 +1,380 @@
+//! The pipeline from outside: real processes, real broker, real clients.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use plimsoll_tests::oracle::{Oracle, Window};
+use plimsoll_tests::pipeline::{Up, eventually, nats_server};
+use tokio_postgres::Row;
+
+const LOG: &str = "PLIMSOLL_local_LOG";
+const OUT: &str = "PLIMSOLL_local_OUT";
+
+/// Without a broker none of this can run: say so and pass.
+macro_rules! need_broker {
+    () => {
+        if nats_server().is_none() {
+            eprintln!("skipped: no nats-server (NATS_SERVER, PATH or .tools); `make test` unpacks one");
+            return Ok(());
+        }
+    };
+}
+
+const COLUMNS: &str = "received::bigint, covered_ms, util_percent_ms, util_percent_min::bigint, util_percent_max::bigint, util_percent_last::bigint, \
+    sketch_quantile(util_sketch, 0.95), memory_used_mib_ms, memory_used_bytes_min, memory_used_bytes_max, memory_used_bytes_last, memory_total_bytes, \
+    sketch_quantile(memory_sketch, 0.95), energy_mj, power_mw_max, temperature_c_max::bigint";
+
+struct SqlWindow {
+    window: Window,
+    util_p95: Option<f64>,
+    memory_p95: Option<f64>,
+    mean: Option<f64>,
+}
+
+/// (UUID, start in seconds) → the window that SQL shows.
+async fn windows_in_sql(client: &tokio_postgres::Client, table: &str) -> Result<BTreeMap<(String, i64), SqlWindow>> {
+    let sql = format!(
+        "SELECT d.device_uuid, w.window_at, {COLUMNS}, util_percent_ms::double / nullif(covered_ms, 0) \
+         FROM {table} w JOIN devices d ON d.device_key = w.device_key WHERE d.valid_to IS NULL ORDER BY 1, 2"
+    );
+    let mut windows = BTreeMap::new();
+    for row in client.query(&sql, &[]).await.with_context(|| sql.clone())? {
+        let start = row.try_get::<_, SystemTime>(1)?.duration_since(UNIX_EPOCH)?.as_secs() as i64;
+        let twice = windows.insert((row.try_get(0)?, start), read_window(&row)?);
+        ensure!(twice.is_none(), "window {start} of {} stands twice in {table}", row.get::<_, String>(0));
+    }
+    Ok(windows)
+}
+
+fn read_window(row: &Row) -> Result<SqlWindow> {
+    let int = |at: usize| row.try_get::<_, Option<i64>>(at + 2);
+    let sum = |at: usize| int(at).map(Option::unwrap_or_default);
+    let (util_p95, memory_p95) = (row.try_get::<_, Option<f64>>(8)?, row.try_get::<_, Option<f64>>(14)?);
+    let window = Window {
+        received: sum(0)?,
+        covered_ms: sum(1)?,
+        util_percent_ms: sum(2)?,
+        util_percent_min: int(3)?,
+        util_percent_max: int(4)?,
+        util_percent_last: int(5)?,
+        util_p95: None,
+        memory_used_mib_ms: sum(7)?,
+        memory_used_bytes_min: int(8)?,
+        memory_used_bytes_max: int(9)?,
+        memory_used_bytes_last: int(10)?,
+        memory_total_bytes: int(11)?,
+        memory_mib_p95: None,
+        energy_mj: sum(13)?,
+        power_mw_max: int(14)?,
+        temperature_c_max: int(15)?,
+    };
+    Ok(SqlWindow { window, util_p95, memory_p95, mean: row.try_get(18)? })
+}
+
+/// Judges a table against the oracle; returns how many windows agreed.
+fn agree(table: &str, window_s: i64, sql: &BTreeMap<(String, i64), SqlWindow>, oracle: &Oracle) -> Result<usize> {
+    for ((uuid, start), found) in sql {
+        let mut expected = oracle.window(uuid, window_s, *start).with_context(|| format!("{table}: {uuid} {start} is in no raw frame"))?;
+        let (util_p95, memory_p95) = (expected.util_p95.take(), expected.memory_mib_p95.take());
+        ensure!(found.window == expected, "{table} {uuid} {start}:\n sql    {:?}\n oracle {expected:?}", found.window);
+        // Percent is exact; above 127 a bin's midpoint errs by at most 1/128.
+        ensure!(found.util_p95 == util_p95.map(|v| v as f64), "{table} {uuid} {start}: p95 {:?}, raw {util_p95:?}", found.util_p95);
+        let (Some(found_p95), Some(raw_p95)) = (found.memory_p95, memory_p95) else { continue };
+        ensure!((found_p95 - raw_p95 as f64).abs() <= raw_p95 as f64 / 128.0, "{table} {uuid} {start}: memory p95 {found_p95}, raw {raw_p95}");
+        if expected.covered_ms > 0 {
+            ensure!(found.mean == Some(expected.util_percent_ms as f64 / expected.covered_ms as f64), "{table} {uuid} {start}: mean {:?}", found.mean);
+        }
+    }
+    for uuid in oracle.gpus() {
+        let Some(newest) = sql.keys().filter(|(of, _)| of == uuid).map(|(_, start)| *start).max() else { continue };
+        for start in oracle.starts(uuid, window_s).into_iter().filter(|start| *start <= newest) {
+            ensure!(sql.contains_key(&(uuid.to_owned(), start)), "{table}: {uuid} {start} is missing");
+        }
+    }
+    Ok(sql.len())
+}
+
+async fn oracle_of(up: &Up) -> Result<Oracle> {
+    let mut oracle = Oracle::default();
+    for (sequence, subject, payload) in up.stream(LOG).await? {
+        oracle.take(&subject, &payload).with_context(|| format!("message {sequence} on {subject}"))?;
+    }
+    Ok(oracle)
+}
+
+async fn count(client: &tokio_postgres::Client, table: &str) -> Result<i64> {
+    Ok(client.query_one(&format!("SELECT count(*) FROM {table}"), &[]).await.with_context(|| table.to_owned())?.try_get(0)?)
+}
+
+/// OUT must be dense and free of repetitions, and so must the decisions in it.
+async fn out_is_dense(up: &Up) -> Result<usize> {
+    let messages = up.stream(OUT).await?;
+    let (mut ids, mut decisions) = (std::collections::BTreeSet::new(), Vec::new());
+    for (index, (sequence, subject, payload)) in messages.iter().enumerate() {
+        let event: serde_json::Value = serde_json::from_slice(payload).with_context(|| format!("{sequence} on {subject}"))?;
+        ensure!(*sequence == index as u64 + 1 && event["outseq"] == *sequence, "OUT {sequence} holds outseq {}", event["outseq"]);
+        ensure!(ids.insert(event["id"].to_string()), "{} stands twice in OUT", event["id"]);
+        decisions.extend(event["data"]["decision_seq"].as_u64());
+    }
+    ensure!(decisions.iter().copied().eq(1..=decisions.len() as u64), "decisions are not dense: {decisions:?}");
+    Ok(messages.len())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_in_sql_equal_those_recomputed_from_the_raw_frames_before_and_after_sealing() -> Result<()> {
+    need_broker!();
+    let folder = tempfile::tempdir()?;
+    let up = Up::start(folder.path(), &["--hosts", "3", "--gpus", "4"]).await?;
+    let client = up.postgres().await?;
+    eventually(async || {
+        ensure!(count(&client, "gpu_windows_1m").await? >= 12, "no minute has closed for every GPU");
+        Ok(())
+    })
+    .await?;
+    let tables = [("gpu_windows_10s", 10), ("gpu_windows_1m", 60)];
+    let mut before = BTreeMap::new();
+    for (table, seconds) in tables {
+        let sql = windows_in_sql(&client, table).await?;
+        let agreed = agree(table, seconds, &sql, &oracle_of(&up).await?)?;
+        println!("{table}: {agreed} windows agree with the raw frames");
+        before.insert(table, agreed);
+    }
+    out_is_dense(&up).await?;
+    up.stop().await?;
+
+    let up = Up::start(folder.path(), &["--hosts", "3", "--gpus", "4"]).await?;
+    let client = up.postgres().await?;
+    let oracle = oracle_of(&up).await?;
+    for (table, seconds) in tables {
+        let agreed = agree(table, seconds, &windows_in_sql(&client, table).await?, &oracle)?;
+        println!("{table}: {agreed} windows agree after sealing and a restart");
+        ensure!(agreed >= before[table], "{table} fell from {} to {agreed}", before[table]);
+    }
+    out_is_dense(&up).await?;
+    up.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_any_part_loses_no_window_and_repeats_no_output() -> Result<()> {
+    need_broker!();
+    let folder = tempfile::tempdir()?;
+    let up = Up::start(folder.path(), &["--hosts", "2", "--gpus", "2"]).await?;
+    for part in ["processor", "query", "agent", "nats", "processor"] {
+        let windows = count(&up.postgres().await?, "gpu_windows_10s").await?;
+        let pid = up.kill_part(part).await?;
+        println!("killed {part}, it runs again as {pid}");
+        eventually(async || {
+            let now = count(&up.postgres().await?, "gpu_windows_10s").await?;
+            ensure!(now > windows, "{windows} windows before {part} was killed, {now} after");
+            Ok(())
+        })
+        .await?;
+    }
+    let client = up.postgres().await?;
+    let oracle = oracle_of(&up).await?;
+    let agreed = agree("gpu_windows_10s", 10, &windows_in_sql(&client, "gpu_windows_10s").await?, &oracle)?;
+    println!("{agreed} windows agree with the log after five kills; {} frames stood twice in the log", oracle.duplicates);
+    ensure!(oracle.strangers == 0, "{} frames name an inventory nobody sent", oracle.strangers);
+    println!("OUT holds {} outputs, dense", out_is_dense(&up).await?);
+    up.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_on_every_subject_is_named_and_harms_nobody() -> Result<()> {
+    need_broker!();
+    let folder = tempfile::tempdir()?;
+    let up = Up::start(folder.path(), &["--hosts", "1", "--gpus", "2"]).await?;
+    let nats = up.nats().await?;
+    let jetstream = async_nats::jetstream::new(nats.clone());
+    let before = count(&up.postgres().await?, "rejected").await?;
+    let subjects = ["sample.evil", "inventory.evil", "event.evil", "request.evil", "control", "tick", "check", "nonsense", "sample.evil.twice"];
+    for subject in subjects {
+        for payload in [&b""[..], b"{", b"\xff\xff\xff\xff", b"[1,2,3]", &[0x08; 70_000], br#"{"type":"place","request_id":"x"}"#] {
+            jetstream.publish(format!("plimsoll.local.log.{subject}"), payload.to_vec().into()).await?.await?;
+        }
+    }
+    let client = up.postgres().await?;
+    let expected = before + subjects.len() as i64;
+    eventually(async || {
+        let now = count(&client, "rejected").await?;
+        ensure!(now >= expected, "{now} rows in rejected, {expected} expected");
+        Ok(())
+    })
+    .await?;
+    let reasons = client.query("SELECT DISTINCT reason FROM rejected ORDER BY 1", &[]).await?;
+    println!("reasons: {:?}", reasons.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>());
+
+    let mut out = nats.subscribe("plimsoll.local.out.>").await?;
+    for body in [
+        r#"{"type":"place","request_id":"","bundles":[]}"#,
+        r#"{"type":"place","request_id":"a","bundles":[{"count":0}]}"#,
+        r#"{"type":"place","request_id":"b","bundles":[{"count":4000000000,"vram_bytes":18446744073709551615}]}"#,
+        r#"{"type":"release","request_id":"c","lease_id":"nobody's"}"#,
+        r#"{"type":"distribute","request_id":"d","items":18446744073709551615,"strategy":"capacity","weights":{"GPU-x":-1}}"#,
+    ] {
+        jetstream.publish("plimsoll.local.log.request.tester", body.into()).await?.await?;
+        let answer = tokio::time::timeout(Duration::from_secs(20), futures::StreamExt::next(&mut out)).await.with_context(|| body.to_owned())?;
+        let answer = answer.context("the subscription ended")?;
+        let event: serde_json::Value = serde_json::from_slice(&answer.payload)?;
+        ensure!(!event["data"]["reason"].is_null() || event["data"]["cause"].is_string(), "{body} was answered {event}");
+    }
+    let windows = count(&client, "gpu_windows_10s").await?;
+    eventually(async || {
+        ensure!(count(&client, "gpu_windows_10s").await? > windows, "no window closed after the garbage");
+        Ok(())
+    })
+    .await?;
+    up.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_cannot_write_and_a_query_without_end_is_stopped() -> Result<()> {
+    need_broker!();
+    let folder = tempfile::tempdir()?;
+    let up = Up::start(folder.path(), &["--hosts", "1", "--gpus", "2"]).await?;
+    let client = up.postgres().await?;
+    for sql in [
+        "CREATE TABLE t (a int)",
+        "CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/etc/passwd'",
+        "INSERT INTO devices SELECT * FROM devices",
+        "DELETE FROM devices",
+        "UPDATE devices SET host = 'x'",
+        "DROP TABLE devices",
+        "COPY devices TO '/tmp/devices.csv'",
+        "SET datafusion.execution.batch_size = 1",
+        "SELECT * FROM '/etc/passwd'",
+    ] {
+        let error = client.simple_query(sql).await.err().with_context(|| format!("{sql} was not refused"))?;
+        ensure!(error.as_db_error().is_some(), "{sql}: {error}");
+    }
+    client.simple_query("SET statement_timeout = '2s'").await?;
+    let endless = "SELECT count(*) FROM generate_series(1, 100000) a(x) CROSS JOIN generate_series(1, 100000) b(y) WHERE (a.x * b.y) % 7 = 3";
+    let error = client.simple_query(endless).await.err().context("a cross join of 10^10 rows came to an end")?;
+    let state = error.as_db_error().context("an error of the server")?.code().code().to_owned();
+    ensure!(state == "57014", "stopped with {state}: {error}");
+    let other = up.postgres().await?;
+    ensure!(count(&other, "devices").await? >= 2, "the service does not answer any more");
+    up.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_is_a_cloud_event_that_passes_its_schema() -> Result<()> {
+    need_broker!();
+    let folder = tempfile::tempdir()?;
+    let up = Up::start(folder.path(), &["--hosts", "2", "--gpus", "4"]).await?;
+    let nats = up.nats().await?;
+    let mut decisions = nats.subscribe("plimsoll.local.out.decision.tester").await?;
+    let request = r#"{"type":"place","request_id":"first","bundles":[{"count":1,"vram_bytes":1073741824}]}"#;
+    async_nats::jetstream::new(nats.clone()).publish("plimsoll.local.log.request.tester", request.into()).await?.await?;
+    let message = tokio::time::timeout(Duration::from_secs(30), futures::StreamExt::next(&mut decisions)).await?.context("a decision")?;
+    let event: serde_json::Value = serde_json::from_slice(&message.payload)?;
+    ensure!(event["specversion"] == "1.0" && event["type"] == "plimsoll.place.decided.v1" && event["data"]["outcome"] == "placed", "{event}");
+    let schemas = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../schemas/json");
+    let mut checked = 0;
+    for (_, _, payload) in up.stream(OUT).await? {
+        let event: serde_json::Value = serde_json::from_slice(&payload)?;
+        let kind = event["type"].as_str().context("type")?.trim_start_matches("plimsoll.");
+        let path = schemas.join(format!("{kind}.schema.json"));
+        let schema = serde_json::from_slice(&std::fs::read(&path).with_context(|| path.display().to_string())?)?;
+        jsonschema::validate(&schema, &event).map_err(|error| anyhow::anyhow!("{kind}: {error}\n{event:#}"))?;
+        checked += 1;
+    }
+    println!("{checked} events of OUT pass their schemas");
+    up.stop().await
+}
+
+/// Serves one text at `/metrics` for as long as the test runs; returns the URL.
+async fn serve(text: String) -> Result<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}/metrics", listener.local_addr()?);
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut request = [0; 4_096];
+            if socket.read(&mut request).await.is_ok() {
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain; version=0.0.4\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", text.len());
+                // A scraper that has gone away is its own affair.
+                socket.write_all(head.as_bytes()).await.ok();
+                socket.write_all(text.as_bytes()).await.ok();
+            }
+        }
+    });
+    Ok(url)
+}
+
+/// A value of a scrape: (UUID, SQL column) → the numbers printed for it, in SQL's unit. Rows of MIG instances are left out.
+fn board_values(text: &str) -> BTreeMap<(String, &'static str), Vec<f64>> {
+    let columns = [
+        ("DCGM_FI_DEV_GPU_UTIL", "util_percent", 1.0),
+        ("DCGM_FI_DEV_MEM_COPY_UTIL", "memory_util_percent", 1.0),
+        ("DCGM_FI_DEV_FB_USED", "memory_used_bytes", 1_048_576.0),
+        ("DCGM_FI_DEV_GPU_TEMP", "temperature_c", 1.0),
+        ("DCGM_FI_DEV_POWER_USAGE", "power_mw", 1_000.0),
+        ("DCGM_FI_DEV_SM_CLOCK", "sm_clock_mhz", 1.0),
+    ];
+    let mut values: BTreeMap<_, Vec<f64>> = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.starts_with('#') && !line.contains("GPU_I_ID=\"")) {
+        let Some((name, rest)) = line.split_once('{') else { continue };
+        let Some((labels, value)) = rest.rsplit_once('}') else { continue };
+        let Some((_, column, scale)) = columns.iter().find(|(metric, ..)| *metric == name.trim()) else { continue };
+        let Some(uuid) = labels.split("UUID=\"").nth(1).and_then(|tail| tail.split('"').next()) else { continue };
+        let Some(value) = value.split_whitespace().next().and_then(|value| value.parse::<f64>().ok()) else { continue };
+        values.entry((uuid.to_owned(), *column)).or_default().push(value * scale);
+    }
+    values
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_value_of_a_recorded_scrape_arrives_or_is_absent_with_a_reason() -> Result<()> {
+    need_broker!();
+    let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
+    let mut texts = vec![("own fixture".to_owned(), include_str!("fixtures/scrape.prom").to_owned())];
+    for folder in ["dcgm_scrapes", "dcgm_scrapes_mig"] {
+        match std::fs::read_dir(data.join(folder)) {
+            Ok(entries) => {
+                for entry in entries {
+                    let path = entry?.path();
+                    texts.push((path.display().to_string(), std::fs::read_to_string(&path)?));
+                }
+            }
+            Err(error) => eprintln!("recorded scrapes skipped: {folder}: {error}"),
+        }
+    }
+    for (name, text) in texts {
+        let folder = tempfile::tempdir()?;
+        let up = Up::start(folder.path(), &["--dcgm", &serve(text.clone()).await?, "--no-demo"]).await?;
+        let client = up.postgres().await?;
+        let expected = board_values(&text);
+        eventually(async || {
+            ensure!(count(&client, "samples").await? > 0, "no sample of {name}");
+            Ok(())
+        })
+        .await?;
+        let (mut arrived, mut absent) = (0, 0);
+        for ((uuid, column), values) in &expected {
+            let sql = format!(
+                "SELECT s.{column}::double FROM samples s JOIN devices d ON d.device_key = s.device_key \
+                 WHERE d.device_uuid = $1 AND d.valid_to IS NULL ORDER BY s.sampled_at DESC LIMIT 1"
+            );
+            let row = client.query_opt(&sql, &[uuid]).await?.with_context(|| format!("{name}: no sample of {uuid}"))?;
+            match row.try_get::<_, Option<f64>>(0)? {
+                Some(found) => {
+                    ensure!(values.iter().any(|value| (value - found).abs() <= 0.5), "{name}: {uuid} {column} is {found}, printed {values:?}");
+                    arrived += 1;
+                }
+                None => {
+                    let sql = "SELECT count(*) FROM rejected r JOIN devices d ON d.device_key = r.device_key WHERE d.device_uuid = $1 AND r.reason IS NOT NULL";
+                    let reasons: i64 = client.query_one(sql, &[uuid]).await?.try_get(0)?;
+                    ensure!(reasons > 0, "{name}: {uuid} {column} ({values:?}) is absent without a reason");
+                    absent += 1;
+                }
+            }
+        }
+        let sentinel = "SELECT count(*) FROM samples WHERE util_percent > 100 OR temperature_c > 150 OR power_mw > 5000000 OR memory_used_bytes > memory_total_bytes";
+        ensure!(client.query_one(sentinel, &[]).await?.try_get::<_, i64>(0)? == 0, "{name}: a sentinel passed");
+        println!("{name}: {arrived} values arrived, {absent} absent with a reason");
+        up.stop().await?;
+    }
+    Ok(())
+}
