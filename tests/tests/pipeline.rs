@@ -22,7 +22,7 @@ macro_rules! need_broker {
 }
 
 const COLUMNS: &str = "received::bigint, covered_ms, util_percent_ms, util_percent_min::bigint, util_percent_max::bigint, util_percent_last::bigint, \
-    sketch_quantile(util_sketch, 0.95), memory_used_mib_ms, memory_used_bytes_min, memory_used_bytes_max, memory_used_bytes_last, memory_total_bytes, \
+    sketch_quantile(util_sketch, 0.95), memory_used_mib_ms, memory_used_bytes_min, memory_used_bytes_max, memory_used_bytes_last, w.memory_total_bytes, \
     sketch_quantile(memory_sketch, 0.95), energy_mj, power_mw_max, temperature_c_max::bigint";
 
 struct SqlWindow {
