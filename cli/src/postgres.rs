@@ -30,6 +30,7 @@ pub async fn ask(endpoints: &Endpoints, sql: &str) -> Result<Table, Error> {
                     .collect();
             }
             SimpleQueryMessage::Row(row) => table.rows.push((0..row.len()).map(|index| row.get(index).map(str::to_owned)).collect()),
+            SimpleQueryMessage::CommandComplete(_) => {}
             // The library may add kinds of messages; what is neither header nor row shows nothing.
             _ => {}
         }

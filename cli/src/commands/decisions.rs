@@ -54,7 +54,7 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
                 match options.output.format {
                     // The event as it stands in OUT, one per line.
                     Format::Json => print(&String::from_utf8_lossy(&bytes))?,
-                    format => if let Some(text) = row(&event, format) { print(&text)? },
+                    Format::Table | Format::Csv => if let Some(text) = row(&event, options.output.format) { print(&text)? },
                 }
             }
             _ = tokio::signal::ctrl_c() => return Ok(ExitCode::SUCCESS),

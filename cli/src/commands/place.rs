@@ -80,7 +80,7 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
             use std::io::Write;
             writeln!(std::io::stdout(), "{text}").map_err(Error::io("cannot write"))?;
         }
-        format => table(&decided).print(format)?,
+        Format::Table | Format::Csv => table(&decided).print(options.output.format)?,
     }
     Ok(if decided.outcome == Outcome::Placed { ExitCode::SUCCESS } else { ExitCode::from(NOT_PLACED) })
 }
