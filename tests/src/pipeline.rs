@@ -19,9 +19,10 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 /// The folder with the binaries that were built together with this test.
 pub fn binaries() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
-    test.ancestors().find(|folder| folder.join("plimsoll").is_file()).map(Path::to_path_buf).unwrap_or_else(|| {
-        panic!("no `plimsoll` binary above {}: build the workspace first (`make test` does)", test.display())
-    })
+    test.ancestors()
+        .find(|folder| folder.join("plimsoll").is_file())
+        .map(Path::to_path_buf)
+        .unwrap_or_else(|| panic!("no `plimsoll` binary above {}: build the workspace first (`make test` does)", test.display()))
 }
 
 /// The nats-server binary: `NATS_SERVER`, PATH, or where `make` puts it.
@@ -164,9 +165,7 @@ pub async fn read_stream(jetstream: &async_nats::jetstream::Context, name: &str)
     if last == 0 {
         return Ok(all);
     }
-    let consumer = stream
-        .create_consumer(async_nats::jetstream::consumer::pull::OrderedConfig::default())
-        .await?;
+    let consumer = stream.create_consumer(async_nats::jetstream::consumer::pull::OrderedConfig::default()).await?;
     let mut messages = consumer.messages().await?;
     let deadline = Instant::now() + PATIENCE;
     while let Some(message) = timeout_at(deadline, messages.next()).await.context("the stream did not come to its end")? {

@@ -83,7 +83,11 @@ fn agree(table: &str, window_s: i64, sql: &BTreeMap<(String, i64), SqlWindow>, o
         let (Some(found_p95), Some(raw_p95)) = (found.memory_p95, memory_p95) else { continue };
         ensure!((found_p95 - raw_p95 as f64).abs() <= raw_p95 as f64 / 128.0, "{table} {uuid} {start}: memory p95 {found_p95}, raw {raw_p95}");
         if expected.covered_ms > 0 {
-            ensure!(found.mean == Some(expected.util_percent_ms as f64 / expected.covered_ms as f64), "{table} {uuid} {start}: mean {:?}", found.mean);
+            ensure!(
+                found.mean == Some(expected.util_percent_ms as f64 / expected.covered_ms as f64),
+                "{table} {uuid} {start}: mean {:?}",
+                found.mean
+            );
         }
     }
     for uuid in oracle.gpus() {
@@ -137,7 +141,7 @@ async fn windows_in_sql_equal_those_recomputed_from_the_raw_frames_before_and_af
     for (table, seconds) in tables {
         let sql = windows_in_sql(&client, table).await?;
         let agreed = agree(table, seconds, &sql, &oracle_of(&up).await?)?;
-        println!("{table}: {agreed} windows agree with the raw frames");
+        eprintln!("{table}: {agreed} windows agree with the raw frames");
         before.insert(table, agreed);
     }
     out_is_dense(&up).await?;
@@ -148,7 +152,7 @@ async fn windows_in_sql_equal_those_recomputed_from_the_raw_frames_before_and_af
     let oracle = oracle_of(&up).await?;
     for (table, seconds) in tables {
         let agreed = agree(table, seconds, &windows_in_sql(&client, table).await?, &oracle)?;
-        println!("{table}: {agreed} windows agree after sealing and a restart");
+        eprintln!("{table}: {agreed} windows agree after sealing and a restart");
         ensure!(agreed >= before[table], "{table} fell from {} to {agreed}", before[table]);
     }
     out_is_dense(&up).await?;
@@ -163,7 +167,7 @@ async fn killing_any_part_loses_no_window_and_repeats_no_output() -> Result<()> 
     for part in ["processor", "query", "agent", "nats", "processor"] {
         let windows = count(&up.postgres().await?, "gpu_windows_10s").await?;
         let pid = up.kill_part(part).await?;
-        println!("killed {part}, it runs again as {pid}");
+        eprintln!("killed {part}, it runs again as {pid}");
         eventually(async || {
             let now = count(&up.postgres().await?, "gpu_windows_10s").await?;
             ensure!(now > windows, "{windows} windows before {part} was killed, {now} after");
@@ -174,9 +178,9 @@ async fn killing_any_part_loses_no_window_and_repeats_no_output() -> Result<()> 
     let client = up.postgres().await?;
     let oracle = oracle_of(&up).await?;
     let agreed = agree("gpu_windows_10s", 10, &windows_in_sql(&client, "gpu_windows_10s").await?, &oracle)?;
-    println!("{agreed} windows agree with the log after five kills; {} frames stood twice in the log", oracle.duplicates);
+    eprintln!("{agreed} windows agree with the log after five kills; {} frames stood twice in the log", oracle.duplicates);
     ensure!(oracle.strangers == 0, "{} frames name an inventory nobody sent", oracle.strangers);
-    println!("OUT holds {} outputs, dense", out_is_dense(&up).await?);
+    eprintln!("OUT holds {} outputs, dense", out_is_dense(&up).await?);
     up.stop().await
 }
 
@@ -203,7 +207,7 @@ async fn garbage_on_every_subject_is_named_and_harms_nobody() -> Result<()> {
     })
     .await?;
     let reasons = client.query("SELECT DISTINCT reason FROM rejected ORDER BY 1", &[]).await?;
-    println!("reasons: {:?}", reasons.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>());
+    eprintln!("reasons: {:?}", reasons.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>());
 
     let mut out = nats.subscribe("plimsoll.local.out.>").await?;
     for body in [
@@ -280,7 +284,7 @@ async fn a_decision_is_a_cloud_event_that_passes_its_schema() -> Result<()> {
         jsonschema::validate(&schema, &event).map_err(|error| anyhow::anyhow!("{kind}: {error}\n{event:#}"))?;
         checked += 1;
     }
-    println!("{checked} events of OUT pass their schemas");
+    eprintln!("{checked} events of OUT pass their schemas");
     up.stop().await
 }
 
@@ -293,7 +297,10 @@ async fn serve(text: String) -> Result<String> {
         while let Ok((mut socket, _)) = listener.accept().await {
             let mut request = [0; 4_096];
             if socket.read(&mut request).await.is_ok() {
-                let head = format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain; version=0.0.4\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", text.len());
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-type: text/plain; version=0.0.4\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                    text.len()
+                );
                 // A scraper that has gone away is its own affair.
                 socket.write_all(head.as_bytes()).await.ok();
                 socket.write_all(text.as_bytes()).await.ok();
@@ -373,7 +380,7 @@ async fn every_value_of_a_recorded_scrape_arrives_or_is_absent_with_a_reason() -
         }
         let sentinel = "SELECT count(*) FROM samples WHERE util_percent > 100 OR temperature_c > 150 OR power_mw > 5000000 OR memory_used_bytes > memory_total_bytes";
         ensure!(client.query_one(sentinel, &[]).await?.try_get::<_, i64>(0)? == 0, "{name}: a sentinel passed");
-        println!("{name}: {arrived} values arrived, {absent} absent with a reason");
+        eprintln!("{name}: {arrived} values arrived, {absent} absent with a reason");
         up.stop().await?;
     }
     Ok(())

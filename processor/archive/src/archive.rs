@@ -103,10 +103,8 @@ pub enum Error {
 
 impl Error {
     fn store(path: &Path, source: object_store::Error) -> Self {
-        match source {
-            object_store::Error::NotFound { .. } => Self::Absent { path: path.to_string() },
-            source => Self::Store { path: path.to_string(), source },
-        }
+        let path = path.to_string();
+        if matches!(source, object_store::Error::NotFound { .. }) { Self::Absent { path } } else { Self::Store { path, source } }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use plimsoll_schemas::frame::Frame;
+use plimsoll_schemas::frame::{Frame, Tick};
 use plimsoll_schemas::id::DeviceKey;
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::sample::{Field, Sample};
@@ -118,7 +118,7 @@ impl State {
             } else {
                 Some(Reason::TimestampTooOld)
             };
-            let held_ms = i64::from(tick.held_ms).min(context.interval_ms * 5 / 2);
+            let held_ms = tick.held_ms.min(interval_ms.saturating_mul(5) / 2);
             for (g, &number) in devices.iter().enumerate() {
                 let sample = frame.sample(t, g);
                 if sample.is_empty() {
@@ -133,7 +133,7 @@ impl State {
                     self.meta.counters.rejected += 1;
                     refused.push(context.refusal(self.key(number), None, tick.sampled_at, reason, raw));
                 } else {
-                    self.fold_sample(&context, number, tick.sampled_at, held_ms, sample, &mut refused, emit);
+                    self.fold_sample(&context, number, Tick { held_ms, ..*tick }, sample, &mut refused, emit);
                 }
             }
         }
@@ -147,16 +147,8 @@ impl State {
     }
 
     /// Folds one sample into the pane of its instant.
-    fn fold_sample(
-        &mut self,
-        context: &Context,
-        number: u32,
-        at: EventTime,
-        held_ms: i64,
-        sample: &Sample,
-        refused: &mut Refused,
-        emit: &mut Emit<'_>,
-    ) {
+    fn fold_sample(&mut self, context: &Context, number: u32, tick: Tick, sample: &Sample, refused: &mut Refused, emit: &mut Emit<'_>) {
+        let (at, held_ms) = (tick.sampled_at, i64::from(tick.held_ms));
         let logged_at = emit.logged_at();
         let closed_ns = self.registry.hosts[context.host as usize].closed_ns;
         let device = self.registry.device_mut(number);

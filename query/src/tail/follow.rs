@@ -77,11 +77,8 @@ impl Processor {
 
 /// The part of a Flight error that says something to a person.
 fn reason(error: &arrow_flight::error::FlightError) -> String {
-    match error {
-        arrow_flight::error::FlightError::Tonic(status) if status.message().is_empty() => status.code().to_string(),
-        arrow_flight::error::FlightError::Tonic(status) => status.message().to_owned(),
-        other => other.to_string(),
-    }
+    let arrow_flight::error::FlightError::Tonic(status) = error else { return error.to_string() };
+    if status.message().is_empty() { status.code().to_string() } else { status.message().to_owned() }
 }
 
 /// Follows one table until told to stop, reconnecting with back-off from the last position it has.

@@ -43,6 +43,9 @@ pub(super) fn answer(op: &str, input: &Value) -> Option<Result<Value, String>> {
     })
 }
 
+/// From a case's unit to the field's.
+type Convert<'a> = &'a dyn Fn(Number) -> Number;
+
 /// Units of a case: bytes, percent, °C, W, MHz, seconds.
 fn sample_validate(input: Input<'_>) -> Result<Value, String> {
     let mut reading = Reading::default();
@@ -52,7 +55,7 @@ fn sample_validate(input: Input<'_>) -> Result<Value, String> {
         Number::Float(float) => Number::Float(float * 1_000.0),
     };
     let millikelvin = |value: Number| Number::Float(value.as_f64() * 1_000.0 + ZERO_CELSIUS_MK as f64);
-    let fields: [(&str, Field, &dyn Fn(Number) -> Number); 6] = [
+    let fields: [(&str, Field, Convert<'_>); 6] = [
         ("used", Field::MemoryUsedBytes, &as_is),
         ("total", Field::MemoryTotalBytes, &as_is),
         ("util", Field::UtilPercent, &as_is),
