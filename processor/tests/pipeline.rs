@@ -1,5 +1,7 @@
 //! The real binary against a real nats-server: what goes in comes out once, whatever is killed in between.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot set its stage has failed")]
+
 mod harness;
 
 use std::collections::BTreeSet;

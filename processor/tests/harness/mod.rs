@@ -1,7 +1,6 @@
 //! A real nats-server and the real binary, on free ports, ended with the test.
 #![expect(clippy::disallowed_methods, reason = "tests stand in for hosts with clocks and wait for conditions with a deadline")]
 
-use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -40,7 +39,7 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: imp
 
 fn nats_server() -> Option<PathBuf> {
     let named = std::env::var_os("NATS_SERVER").map(PathBuf::from);
-    let path = std::env::var_os("PATH").unwrap_or_else(OsString::new);
+    let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|folder| folder.join("nats-server"));
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/nats-server");
     named.into_iter().chain(found).chain([tools]).find(|candidate| candidate.is_file())

@@ -29,14 +29,11 @@ fn decode(subject: &LogSubject, payload: &[u8]) -> Body {
 
 fn check(name: &str, pointer: &str, value: Value, reason: Reason, detail: &str) {
     let (subject, payload) = changed(name, pointer, value);
-    match decode(&subject, &payload) {
-        Body::Refused(refused) => {
-            assert_eq!(refused.reason, reason, "{name}{pointer}: {}", refused.detail);
-            assert!(refused.detail.contains(detail), "{name}{pointer}: {}", refused.detail);
-            assert_eq!(refused.source, subject.to_string());
-        }
-        other => panic!("{name}{pointer} was taken: {other:?}"),
-    }
+    let body = decode(&subject, &payload);
+    let Body::Refused(refused) = body else { panic!("{name}{pointer} was taken: {body:?}") };
+    assert_eq!(refused.reason, reason, "{name}{pointer}: {}", refused.detail);
+    assert!(refused.detail.contains(detail), "{name}{pointer}: {}", refused.detail);
+    assert_eq!(refused.source, subject.to_string());
 }
 
 #[test]

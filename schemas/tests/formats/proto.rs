@@ -114,7 +114,9 @@ impl IsDefault for Value {
             Value::String(value) => value.is_empty(),
             Value::Bytes(value) => value.is_empty(),
             Value::List(value) => value.is_empty(),
-            _ => panic!("no field of this kind"),
+            Value::I32(_) | Value::I64(_) | Value::F32(_) | Value::F64(_) | Value::EnumNumber(_) | Value::Message(_) | Value::Map(_) => {
+                panic!("no field of this kind")
+            }
         }
     }
 }

@@ -106,9 +106,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Name, labels and value as they should be read.
+    type Expected<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
+
     #[test]
     fn lines_are_read_as_they_are_written() {
-        let check = |line: &str, expected: Result<Option<(&str, &[(&str, &str)], &str)>, LineError>| {
+        let check = |line: &str, expected: Result<Option<Expected>, LineError>| {
             let expected = expected.map(|series| {
                 series.map(|(name, labels, value)| Series { name, labels: labels.iter().map(|&(k, v)| (k, v.to_owned())).collect(), value })
             });
