@@ -43,9 +43,9 @@ async fn check(endpoints: &Endpoints) -> Result<(), String> {
             Err(error) => return Err(format!("{name} does not answer on {address}/readyz: {error}")),
         }
     }
-    let table = postgres::ask(endpoints, FIRST_SAMPLES).await.map_err(|error| match error {
-        Error::NoQuery { address, detail } => format!("query does not answer on its Postgres port {address}: {detail}"),
-        other => other.to_string(),
+    let table = postgres::ask(endpoints, FIRST_SAMPLES).await.map_err(|error| {
+        let Error::NoQuery { address, detail } = error else { return error.to_string() };
+        format!("query does not answer on its Postgres port {address}: {detail}")
     })?;
     match table.first("devices") {
         Some("0") | None => Err("no GPU has come out at the end of the pipeline yet".to_owned()),
