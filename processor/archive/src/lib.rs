@@ -1,6 +1,6 @@
 //! Sealed rows as Parquet under a manifest: written by the processor, read by the query service, readable by anyone.
 //!
-//! Read in this order: [`column`] and [`table`] say what a row looks like in Arrow; [`encode`] makes one Parquet file of them;
+//! Read in this order: [`mod@column`] and [`table`] say what a row looks like in Arrow; [`encode`] makes one Parquet file of them;
 //! a [`manifest`] names the files that hold; [`Archive`] commits the two together. Nothing here knows RocksDB, the log or SQL.
 
 mod archive;

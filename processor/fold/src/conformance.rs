@@ -1,5 +1,5 @@
 //! Conformance: runs cases from a file against the code that the pipeline itself uses. The file is `{"cases": [{id, op, input,
-//! expect}, ...]}`; what each op means is in [`ops`].
+//! expect}, ...]}`; what each op means is in `conformance/ops.rs`.
 //!
 //! This is a border: cases hold floats, texts like `"NaN"` and numbers of any size. They become the core's integers here, or a
 //! failure that says what was wrong with the case; nothing of the core is re-implemented.
