@@ -140,6 +140,8 @@ pub struct Summary {
     pub out_seq: u64,
     /// Number of the last decision.
     pub decision_seq: u64,
+    /// Sums over the current samples of the GPUs that are heard from; absent without one.
+    pub cluster: Option<cluster::Cluster>,
 }
 
 impl State {
@@ -189,6 +191,22 @@ impl State {
         self.meta.chain.hash
     }
 
+    /// Memory, utilisation, temperature and power over the current samples of the GPUs that are heard from.
+    fn cluster(&self) -> Option<cluster::Cluster> {
+        let devices = || self.registry.devices.iter().filter(|device| !device.facts.retired);
+        let heard = devices().filter(|device| device.facts.silence == Silence::Heard).filter_map(|device| device.pulse.current).map(|current| {
+            let sample = current.sample;
+            cluster::Member {
+                memory_total_bytes: sample.memory_total_bytes(),
+                memory_used_bytes: sample.memory_used_bytes(),
+                util: sample.util_percent(),
+                temperature: sample.temperature_mk(),
+                power: sample.power_mw(),
+            }
+        });
+        cluster::Cluster::of(heard, devices().filter(|device| device.facts.silence != Silence::Heard).count() as u64)
+    }
+
     /// Numbers for metrics and status. Walks all GPUs: for a timer, not for every record.
     pub fn summary(&self) -> Summary {
         let devices = || self.registry.devices.iter().filter(|device| !device.facts.retired);
@@ -215,6 +233,7 @@ impl State {
             messages_refused: counters.messages_refused,
             out_seq: self.meta.chain.out_seq,
             decision_seq: self.meta.chain.decision_seq,
+            cluster: self.cluster(),
         }
     }
 

@@ -701,3 +701,15 @@ fn the_recent_ring_gives_the_newest_samples_of_the_gpus_asked_for() {
     assert_eq!(world.state.recent(None, 0).len(), 0);
     assert_eq!(world.state.recent(None, 3).len(), 3);
 }
+
+#[test]
+fn the_cluster_sums_only_gpus_that_are_heard_from_and_counts_the_silent_ones() {
+    let mut world = World::with_hosts(2);
+    world.live(3, &[0, 1]);
+    let all = world.state.summary().cluster.expect("two hosts have sent samples");
+    world.live(30, &[0]);
+    let half = world.state.summary().cluster.expect("one host still sends");
+    assert_eq!((all.stale_count, half.stale_count), (0, all.device_count / 2));
+    assert_eq!(half.device_count, all.device_count / 2);
+    assert!(half.memory_total_bytes.sum < all.memory_total_bytes.sum);
+}
