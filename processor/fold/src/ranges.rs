@@ -42,7 +42,7 @@ pub(crate) struct Ranges {
 impl Ranges {
     /// Marks one sequence; `true` if it is new.
     pub fn insert(&mut self, sequence: u64) -> bool {
-        if sequence == self.through + 1 && self.beyond.is_empty() {
+        if self.beyond.is_empty() && self.through.checked_add(1) == Some(sequence) {
             self.through = sequence;
             return true;
         }
@@ -51,10 +51,10 @@ impl Ranges {
 
     /// Marks `from..=to` (folded, or given up); returns how many of them were new.
     pub fn add(&mut self, from: u64, to: u64) -> u64 {
-        let from = from.max(self.through.saturating_add(1));
-        if from > to {
+        if to <= self.through || from > to {
             return 0;
         }
+        let from = from.max(self.through + 1);
         let first = self.beyond.partition_point(|&(_, end)| end.saturating_add(1) < from);
         let last = self.beyond.partition_point(|&(start, _)| start <= to.saturating_add(1));
         let known: u64 = self.beyond[first..last]
@@ -161,6 +161,20 @@ mod tests {
         assert_eq!(ranges.through, 3);
         assert!(!ranges.insert(2));
         assert!(ranges.insert(4));
+    }
+
+    #[test]
+    fn the_last_sequence_of_all_is_a_sequence_like_any_other() {
+        let mut ranges = Ranges::default();
+        assert_eq!(ranges.add(0, u64::MAX), u64::MAX);
+        for sequence in [0, 1, u64::MAX - 1, u64::MAX] {
+            assert!(!ranges.insert(sequence), "{sequence}");
+            assert_eq!(ranges.add(sequence, u64::MAX), 0);
+        }
+        let mut ranges = Ranges::default();
+        assert!(ranges.insert(u64::MAX));
+        assert!(!ranges.insert(u64::MAX));
+        assert_eq!(ranges.add(1, u64::MAX), u64::MAX - 1);
     }
 
     #[test]
