@@ -44,9 +44,9 @@ pub struct Config {
     /// Seconds between commits of the store.
     #[arg(long, env = "PLIMSOLL_COMMIT_INTERVAL_S", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     pub commit_interval_s: u64,
-    /// Name of this replica in ticks and status.
-    #[arg(long, env = "PLIMSOLL_REPLICA", default_value = "processor-1")]
-    pub replica: String,
+    /// Name of this replica in ticks and status; no two processors of a cell may have the same. Default: made of the host and the data folder.
+    #[arg(long, env = "PLIMSOLL_REPLICA")]
+    pub replica: Option<String>,
     /// Most bytes of the LOG stream, when it is created.
     #[arg(long, env = "PLIMSOLL_LOG_BYTES_MAX", default_value_t = 8 << 30, value_parser = clap::value_parser!(i64).range(1 << 20..))]
     pub log_bytes_max: i64,
@@ -62,6 +62,17 @@ pub struct Config {
 }
 
 impl Config {
+    /// Name of this replica: the same at each start, another one for each host and data folder.
+    pub fn replica(&self) -> String {
+        self.replica.clone().unwrap_or_else(|| {
+            // Either may be unreadable on a strange system; the other still tells replicas apart.
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            let folder = std::path::absolute(&self.data_dir).unwrap_or_else(|_| self.data_dir.clone());
+            let hash = crate::follow::message_hash(host.trim(), folder.as_os_str().as_encoded_bytes());
+            format!("processor-{:08x}", hash >> 32)
+        })
+    }
+
     /// Where the store is.
     pub fn state_path(&self) -> PathBuf {
         self.data_dir.join("state")

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use plimsoll_fold::{Effects, State};
-use plimsoll_schemas::control::Control;
+use plimsoll_schemas::control::{Check, Control};
 use plimsoll_schemas::id::Position;
 use plimsoll_schemas::out::Output;
 use plimsoll_schemas::record::{Body, Record};
@@ -20,12 +20,16 @@ use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::checks::{Checks, Divergence, written};
 use crate::error::Error;
-use crate::health::Health;
-use crate::log::{Batch, Mark};
+use crate::follow::Mark;
+use crate::health::{Health, LAG_MAX};
+use crate::log::Batch;
 use crate::metrics::{Metrics, signed};
+use crate::role::Seen;
 use crate::seal::Order;
 use crate::tail::{Applied, Ask, Chunk, StatusReport, Subscribers};
+use crate::tick::Said;
 
 /// Version of what the fold does with the same log.
 pub const LOGIC: u32 = 1;
@@ -96,6 +100,10 @@ pub struct Wires {
     pub out: mpsc::Sender<Arc<Output>>,
     /// Up to which output OUT is right.
     pub acked: watch::Receiver<u64>,
+    /// Whether this replica is the active one: it alone seals.
+    pub active: watch::Receiver<bool>,
+    /// Ticks seen and hashes to say go here.
+    pub said: mpsc::Sender<Said>,
     /// Questions come from here.
     pub asks: mpsc::Receiver<Ask>,
     /// Seals are ordered here.
@@ -119,6 +127,9 @@ pub struct Engine {
     sealed: Option<Sealed>,
     wires: Wires,
     effects: Effects,
+    checks: Checks,
+    /// Who sent the newest tick folded.
+    ticked_by: String,
     /// Rows of chunks not yet in the store, oldest first.
     unstored: VecDeque<Arc<Chunk>>,
     unstored_rows: usize,
@@ -155,6 +166,8 @@ impl Engine {
             sealed,
             wires,
             effects: Effects::default(),
+            checks: Checks::default(),
+            ticked_by: String::new(),
             unstored: VecDeque::new(),
             unstored_rows: 0,
             unstored_outputs: Vec::new(),
@@ -213,7 +226,7 @@ impl Engine {
         self.wires.metrics.records.inc_by(batch.records.len() as u64);
         for record in &batch.records {
             self.state.step(record, &mut self.effects);
-            self.notice_sealed(record);
+            self.notice(record)?;
         }
         self.mark = batch.mark;
         self.take_effects()?;
@@ -246,12 +259,50 @@ impl Engine {
         Ok(())
     }
 
+    /// What replicas say to each other by way of the log.
+    fn notice(&mut self, record: &Record) -> Result<(), Error> {
+        match &record.body {
+            Body::Tick(tick) => {
+                self.ticked_by.clone_from(&tick.replica);
+                // A full queue means that newer ticks wait in it.
+                let _ = self.wires.said.try_send(Said::Tick(Seen { sequence: record.position.sequence, replica: tick.replica.clone() }));
+                if let Some((position, hash)) = self.checks.at_tick(tick, record.position, self.state.hash())
+                    && self.wires.health.lag() < LAG_MAX
+                {
+                    let check = Check { replica: self.wires.replica.clone(), position, hash: written(hash), logic: LOGIC };
+                    let _ = self.wires.said.try_send(Said::Hash(check));
+                }
+            }
+            Body::Check(check) => {
+                if let Some(divergence) = self.checks.compare(check, &self.wires.replica, LOGIC) {
+                    return self.diverged(divergence);
+                }
+            }
+            Body::Control(control) => {
+                if let Control::Sealed { version, position } = **control {
+                    self.notice_sealed(Sealed { version, position }, record.position);
+                }
+            }
+            Body::Frame(_) | Body::Inventory(_) | Body::Event(_) | Body::Request(..) | Body::Refused(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Whoever differs from the active replica bars itself; the active one only says so.
+    fn diverged(&self, divergence: Divergence) -> Result<(), Error> {
+        self.wires.metrics.divergences.inc();
+        let Divergence { position, own, replica, theirs } = divergence;
+        if replica == self.ticked_by {
+            return Err(Error::Diverged { position, own, replica, theirs });
+        }
+        tracing::error!(%position, own, replica, theirs, "a standby has another state than this replica, or both differ from the active one");
+        Ok(())
+    }
+
     /// The sealer has said in the log what the archive holds: what the manifest *before* holds may be forgotten,
     /// because a reader that has not yet seen the newest one still asks from there.
-    fn notice_sealed(&mut self, record: &Record) {
-        let Body::Control(control) = &record.body else { return };
-        let Control::Sealed { version, position } = **control else { return };
-        if self.sealed.is_some_and(|sealed| sealed.version >= version || sealed.position > position) || position > record.position {
+    fn notice_sealed(&mut self, Sealed { version, position }: Sealed, at: Position) {
+        if self.sealed.is_some_and(|sealed| sealed.version >= version || sealed.position > position) || position > at {
             return;
         }
         self.prune = self.sealed.map(|sealed| sealed.position).or(self.prune);
@@ -325,6 +376,8 @@ impl Engine {
             out_seq: self.out_seq,
             decision_seq: summary.decision_seq,
             sealed: self.sealed,
+            hash: written(self.state.hash()),
+            active: *self.wires.active.borrow(),
             summary,
         }
     }
@@ -334,7 +387,7 @@ impl Engine {
             self.start_commit();
         }
         self.seal_wanted |= self.rows_since_seal >= SEAL_ROWS;
-        if self.seal_wanted && self.sealing.is_none() {
+        if self.seal_wanted && self.sealing.is_none() && *self.wires.active.borrow() {
             self.seal_wanted = false;
             self.rows_since_seal = 0;
             self.order_seal();

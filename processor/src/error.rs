@@ -90,6 +90,31 @@ pub enum Error {
         /// The oldest output kept.
         kept: u64,
     },
+    /// OUT lost outputs that it was known to hold.
+    #[error("{stream} ends at {last}, it held {held}: what it lost is published again")]
+    OutWentBack {
+        /// Which stream.
+        stream: String,
+        /// Its last sequence.
+        last: u64,
+        /// What it was known to hold.
+        held: u64,
+    },
+    /// This replica folded the same records to another state than the active one.
+    #[error(
+        "this state differs from the active replica's: at {position} the hash is {own}, {replica} says {theirs}; \
+         move the state folder away to have it folded again, and report both hashes"
+    )]
+    Diverged {
+        /// Up to where.
+        position: Position,
+        /// The own hash.
+        own: String,
+        /// The active replica.
+        replica: String,
+        /// Its hash.
+        theirs: String,
+    },
     /// OUT gave a message another number than its own.
     #[error("{stream} stored output {out_seq} as sequence {sequence}: something else writes there")]
     OutNumber {
@@ -153,4 +178,11 @@ pub enum Error {
         /// How.
         detail: String,
     },
+}
+
+impl Error {
+    /// Whether the remedy is to close everything and to open it again from the last commit.
+    pub fn heals_by_reopening(&self) -> bool {
+        matches!(self, Self::OutWentBack { .. })
+    }
 }

@@ -1,12 +1,17 @@
 //! The processor of one cell: log → fold → store, outputs, tail and archive.
 //!
-//! Read in this order: what it is told ([`config`]) and shows ([`metrics`], [`health`]); the two streams ([`streams`], [`log`], [`out`],
-//! [`tick`]); the archive ([`seal`]) and the [`tail`]; the loop that ties them ([`engine`]); [`run`] connects all of it.
+//! Read in this order: what it is told ([`config`]) and shows ([`metrics`], [`health`]); what a replica decides without I/O: what it
+//! reads ([`follow`]), who is active ([`role`]), what is published ([`chain`]), whether they agree ([`checks`]); the two streams ([`streams`], [`log`], [`out`], [`tick`]);
+//! the archive ([`seal`]) and the [`tail`]; the loop that ties them ([`engine`]); [`run`] connects all of it.
 
 pub mod config;
 pub mod error;
 pub mod metrics;
 pub mod health;
+pub mod follow;
+pub mod role;
+pub mod chain;
+pub mod checks;
 pub mod streams;
 pub mod log;
 pub mod out;
@@ -35,8 +40,8 @@ use out::Publisher;
 use plimsoll_store::Store;
 use restore::Restored;
 use seal::Sealer;
-use streams::Streams;
 use tail::Tail;
+use tick::Ticker;
 
 const LOOP: &str = "the loop";
 const PUBLISHER: &str = "the publisher";
@@ -57,9 +62,22 @@ pub struct Addresses {
 
 /// Runs until `stop`, then drains, commits, seals and closes. `listening` is called once, when both ports are bound.
 pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce(Addresses)) -> Result<(), Error> {
-    let http = bind("http", config.http).await?;
-    let tail = bind("tail", config.tail).await?;
-    listening(Addresses { http: address(&http, config.http)?, tail: address(&tail, config.tail)? });
+    let mut http = bind("http", config.http).await?;
+    let mut tail = bind("tail", config.tail).await?;
+    let addresses = Addresses { http: address(&http, config.http)?, tail: address(&tail, config.tail)? };
+    listening(addresses);
+    loop {
+        match run_once(&config, &stop, http, tail).await {
+            Err(error) if error.heals_by_reopening() && !stop.is_cancelled() => tracing::error!("{error}; opening everything again"),
+            outcome => return outcome,
+        }
+        http = bind("http", addresses.http).await?;
+        tail = bind("tail", addresses.tail).await?;
+    }
+}
+
+/// Opens everything and runs until `stop` or until something is wrong.
+async fn run_once(config: &Config, stop: &CancellationToken, http: TcpListener, tail: TcpListener) -> Result<(), Error> {
     let (health, metrics) = (Health::default(), Metrics::default());
     let mut parts = Parts::default();
     let serving = health::serve(http, health.clone(), metrics.clone(), parts.closing.clone());
@@ -68,12 +86,13 @@ pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce
         async move { serving.await.map_err(|error| Error::PartEnded { part: "the HTTP server", detail: error.to_string() }) },
     );
     let opened = tokio::select! {
-        opened = open(&config, health, metrics) => opened?,
+        opened = open(config, health, metrics) => opened?,
         // Nothing was read yet, so giving up loses nothing.
         () = stop.cancelled() => return Ok(()),
     };
-    connect(&config, tail, opened, &mut parts, &stop);
-    let outcome = parts.watch(&stop).await;
+    connect(config, tail, opened, &mut parts, stop);
+    let outcome = parts.watch(stop).await;
+    parts.all.shutdown().await;
     if let Err(Error::Store(plimsoll_store::Error::Damaged { .. })) = &outcome {
         // Found while running: the next start must not stumble over it again.
         restore::set_aside(&config.state_path())?;
@@ -88,8 +107,9 @@ struct Opened {
     reader: Reader,
     publisher: Publisher,
     acked: watch::Receiver<u64>,
+    ticker: Ticker,
+    active: watch::Receiver<bool>,
     sealer: Sealer,
-    streams: Streams,
     health: Health,
     metrics: Metrics,
 }
@@ -104,33 +124,35 @@ async fn open(config: &Config, health: Health, metrics: Metrics) -> Result<Opene
     let log_end = reader.check().await?;
     let out_seq = commit.as_ref().map_or(0, |commit| commit.out_seq);
     let (standing, outbox) = restore::outbox(&store, &streams, out_seq).await?;
+    let (ticker, active) = Ticker::open(config.cell.clone(), &config.replica(), streams.clone(), metrics.clone()).await?;
     let sealed = commit.as_ref().and_then(|commit| commit.sealed);
     let with = seal::With { streams: streams.clone(), store: store.clone(), health: health.clone(), metrics: metrics.clone() };
     let sealer = Sealer::open(&config.archive_url(), &config.cell, log_end, sealed, with).await?;
-    let (publisher, acked) = Publisher::new(streams.clone(), standing, health.clone(), metrics.clone());
+    let (publisher, acked) = Publisher::new(streams.clone(), standing, active.clone(), health.clone(), metrics.clone());
     let start = Start { state, mark, out_seq, outbox, sealed };
-    Ok(Opened { store, start, reader, publisher, acked, sealer, streams, health, metrics })
+    Ok(Opened { store, start, reader, publisher, acked, ticker, active, sealer, health, metrics })
 }
 
 /// Starts every part and ties them with bounded queues.
 fn connect(config: &Config, tail: TcpListener, opened: Opened, parts: &mut Parts, stop: &CancellationToken) {
-    let Opened { store, start, reader, publisher, acked, sealer, streams, health, metrics } = opened;
+    let Opened { store, start, reader, publisher, acked, ticker, active, sealer, health, metrics } = opened;
     let (log_sender, log) = mpsc::channel(log::QUEUE_BATCHES);
     let (out, outputs) = mpsc::channel(out::QUEUE_OUTPUTS);
     let (asks_sender, asks) = mpsc::channel(tail::QUEUE_ASKS);
     let (seals, orders) = mpsc::channel(1);
+    let (said, to_say) = mpsc::channel(tick::QUEUE_SAID);
 
     parts.start("the reader", reader.run(log_sender, stop.clone()));
     parts.start(PUBLISHER, publisher.run(outputs));
     parts.start("the sealer", sealer.run(orders));
-    let ticking = tick::run(config.cell.clone(), config.replica.clone(), streams, metrics.clone(), stop.clone());
+    let ticking = ticker.run(to_say, stop.clone());
     parts.start("the ticker", async move {
         ticking.await;
         Ok(())
     });
     let serving = tail::serve(tail, Tail::new(config.cell.clone(), store.clone(), asks_sender, metrics.clone()), parts.closing.clone());
     parts.start("the tail", async move { serving.await.map_err(|error| Error::PartEnded { part: "the tail", detail: error.to_string() }) });
-    let wires = Wires { log, out, acked, asks, seals, store, health, metrics, replica: config.replica.clone() };
+    let wires = Wires { log, out, acked, active, said, asks, seals, store, health, metrics, replica: config.replica() };
     parts.start(LOOP, Engine::new(start, wires).run(config.commit_interval(), config.seal_interval(), stop.clone()));
 }
 

@@ -1,9 +1,7 @@
 //! Reads the log from the own position on: an ephemeral, unacknowledged pull consumer, bounded by bytes and count.
 //!
-//! Every record comes exactly once and in order, or the hole is real. A consumer that lost messages on the way (a dropped connection)
-//! is created anew from the own position; only a *fresh* consumer that starts behind it proves that the records are gone from the stream.
+//! What comes next, and whether it still is the same log, says [`crate::follow`]; here is only the I/O.
 
-use std::hash::Hasher;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull::{Config as PullConfig, MessagesError};
@@ -12,13 +10,12 @@ use async_nats::jetstream::message::Message;
 use async_nats::jetstream::stream::Info;
 use futures::StreamExt;
 use plimsoll_schemas::id::{CellId, Position};
-use plimsoll_schemas::record::{Record, decode};
-use plimsoll_schemas::time::LogTime;
-use siphasher::sip::SipHasher24;
+use plimsoll_schemas::record::Record;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
+use crate::follow::{Admitted, Arrived, Follow, Mark, Replaced, Shape};
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::streams::Streams;
@@ -34,26 +31,6 @@ const INACTIVE: Duration = Duration::from_secs(60);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(3);
 
-/// How far the log was read, and how to recognise that it is still the same one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark {
-    /// Last record read.
-    pub position: Position,
-    /// When the stream was created, ns UTC; 0 = not known yet.
-    pub created_at_ns: i64,
-    /// Hash of the message at `position`.
-    pub message_hash: u64,
-    /// Log time of that record: the next one is not earlier.
-    pub logged_at: LogTime,
-}
-
-impl Mark {
-    /// Before the first record.
-    pub fn start() -> Self {
-        Self { position: Position::default(), created_at_ns: 0, message_hash: 0, logged_at: LogTime::default() }
-    }
-}
-
 /// Some records in order, and the mark behind the last of them.
 #[derive(Debug)]
 pub struct Batch {
@@ -65,9 +42,8 @@ pub struct Batch {
 
 /// Reads the log of a cell into a queue.
 pub struct Reader {
-    cell: CellId,
     streams: Streams,
-    mark: Mark,
+    follow: Follow,
     health: Health,
     metrics: Metrics,
 }
@@ -87,13 +63,13 @@ type Messages = futures::stream::ReadyChunks<async_nats::jetstream::consumer::pu
 impl Reader {
     /// A reader that goes on behind `mark`.
     pub fn new(cell: CellId, streams: Streams, mark: Mark, health: Health, metrics: Metrics) -> Self {
-        Self { cell, streams, mark, health, metrics }
+        Self { streams, follow: Follow::new(cell, mark), health, metrics }
     }
 
     /// Where the log ends. Errors if it is not the one that was read up to the mark.
     pub async fn check(&mut self) -> Result<Position, Error> {
         match self.verify().await {
-            Ok(info) => Ok(Position { sequence: info.state.last_sequence, ..self.mark.position }),
+            Ok(info) => Ok(Position { sequence: info.state.last_sequence, ..self.follow.mark().position }),
             Err(Interrupted::Stop(error)) => Err(error),
             Err(Interrupted::Retry(detail)) => Err(self.failed(detail)),
             Err(Interrupted::Done) => Err(self.failed("it ended".to_owned())),
@@ -104,7 +80,7 @@ impl Reader {
     pub async fn run(mut self, queue: mpsc::Sender<Batch>, stop: CancellationToken) -> Result<(), Error> {
         let mut wait = RETRY_MIN;
         loop {
-            let before = self.mark.position;
+            let before = self.follow.mark().position;
             let outcome = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 outcome = self.read(&queue) => outcome,
@@ -114,8 +90,8 @@ impl Reader {
                 Interrupted::Done => return Ok(()),
                 Interrupted::Stop(error) => return Err(error),
                 Interrupted::Retry(detail) => {
-                    wait = if self.mark.position > before { RETRY_MIN } else { (wait * 2).min(RETRY_MAX) };
-                    tracing::warn!(detail, position = %self.mark.position, retry_ms = wait.as_millis() as u64, "reading the log again from the own position");
+                    wait = if self.follow.mark().position > before { RETRY_MIN } else { (wait * 2).min(RETRY_MAX) };
+                    tracing::warn!(detail, position = %self.follow.mark().position, retry_ms = wait.as_millis() as u64, "reading the log again from the own position");
                 }
             }
             self.metrics.consumer_restarts.inc();
@@ -135,14 +111,14 @@ impl Reader {
             Err(interrupted) => return interrupted,
         };
         self.health.consumer_bound(true);
-        let mut fresh = true;
+        self.follow.begin();
         loop {
             let chunk = tokio::select! {
                 chunk = messages.next() => chunk,
                 () = reconnected(&mut connections) => return Interrupted::Retry("the connection was made again".to_owned()),
             };
             let Some(chunk) = chunk else { return Interrupted::Retry("the consumer ended".to_owned()) };
-            let (batch, trouble) = self.take(chunk, &mut fresh);
+            let (batch, trouble) = self.take(chunk);
             if !batch.records.is_empty() && queue.send(batch).await.is_err() {
                 return Interrupted::Done;
             }
@@ -157,7 +133,7 @@ impl Reader {
         let info = self.verify().await?;
         self.health.log_ends_at(info.state.last_sequence);
         let config = PullConfig {
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.mark.position.sequence + 1 },
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.follow.mark().position.sequence + 1 },
             ack_policy: AckPolicy::None,
             inactive_threshold: INACTIVE,
             num_replicas: 1,
@@ -179,24 +155,17 @@ impl Reader {
     }
 
     /// Takes what follows the own position. Stops taking at the first hole that a fresh consumer has not confirmed.
-    fn take(&mut self, chunk: Vec<Result<Message, MessagesError>>, fresh: &mut bool) -> (Batch, Option<String>) {
+    fn take(&mut self, chunk: Vec<Result<Message, MessagesError>>) -> (Batch, Option<String>) {
         let mut records = Vec::with_capacity(chunk.len());
         let mut last = None;
         let mut trouble = None;
         for message in chunk {
-            let message = match message {
-                Ok(message) => message,
-                Err(error) => {
-                    trouble = Some(error.to_string());
-                    break;
-                }
-            };
-            match self.admit(&message, fresh) {
-                Ok(Some(record)) => {
+            match message.map_err(|error| error.to_string()).and_then(|message| Ok((self.admit(&message)?, message))) {
+                Ok((Some(record), message)) => {
                     records.push(record);
                     last = Some(message);
                 }
-                Ok(None) => {}
+                Ok((None, _)) => {}
                 Err(detail) => {
                     trouble = Some(detail);
                     break;
@@ -204,62 +173,55 @@ impl Reader {
             }
         }
         if let Some(message) = last {
-            self.mark.message_hash = message_hash(&message.subject, &message.payload);
+            self.follow.remember(&message.subject, &message.payload);
         }
-        (Batch { records, mark: self.mark }, trouble)
+        (Batch { records, mark: self.follow.mark() }, trouble)
     }
 
-    fn admit(&mut self, message: &Message, fresh: &mut bool) -> Result<Option<Record>, String> {
+    fn admit(&mut self, message: &Message) -> Result<Option<Record>, String> {
         let info = message.info().map_err(|error| format!("a message without its place: {error}"))?;
-        let (sequence, expected) = (info.stream_sequence, self.mark.position.sequence + 1);
-        if sequence < expected {
-            self.metrics.log_repeated.inc();
-            return Ok(None);
-        }
-        if sequence > expected {
-            if !*fresh {
-                return Err(format!("record {sequence} came instead of {expected}: the consumer lost some"));
+        let sequence = info.stream_sequence;
+        let stored_at_ns = i64::try_from(info.published.unix_timestamp_nanos()).unwrap_or(i64::MAX);
+        let arrived = Arrived { sequence, stored_at_ns, subject: &message.subject, payload: &message.payload };
+        match self.follow.admit(arrived).map_err(|lost| lost.to_string())? {
+            Admitted::Repeated => {
+                self.metrics.log_repeated.inc();
+                Ok(None)
             }
-            tracing::error!(from = expected, to = sequence - 1, "the log no longer holds these records: what they said is missing");
-            self.metrics.log_missing.inc_by(sequence - expected);
+            Admitted::Next { record, missing } => {
+                if missing > 0 {
+                    tracing::error!(from = sequence - missing, to = sequence - 1, "the log no longer holds these records: what they said is missing");
+                    self.metrics.log_missing.inc_by(missing);
+                }
+                self.health.log_ends_at(sequence + info.pending);
+                self.metrics.log_bytes.inc_by(message.payload.len() as u64);
+                Ok(Some(record))
+            }
         }
-        *fresh = false;
-        let published = i64::try_from(info.published.unix_timestamp_nanos()).unwrap_or(self.mark.logged_at.0);
-        self.health.log_ends_at(sequence + info.pending);
-        self.metrics.log_bytes.inc_by(message.payload.len() as u64);
-        self.mark.position.sequence = sequence;
-        self.mark.logged_at = LogTime(published).max(self.mark.logged_at);
-        let body = decode(&self.cell, &message.subject, &message.payload);
-        Ok(Some(Record { position: self.mark.position, logged_at: self.mark.logged_at, body }))
     }
 
     /// Refuses a log that is not the one read so far.
     async fn verify(&mut self) -> Result<Info, Interrupted> {
         let info = self.streams.log.get_info().await.map_err(|error| Interrupted::Retry(format!("asking for the log: {error}")))?;
-        let created = i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or(i64::MAX);
-        let Mark { position: Position { sequence, .. }, created_at_ns, message_hash: expected, .. } = self.mark;
-        if created_at_ns != 0 && created != created_at_ns {
-            return Err(self.replaced("its creation time (ns)", created, created_at_ns));
-        }
-        self.mark.created_at_ns = created;
-        if sequence > info.state.last_sequence {
-            return Err(self.replaced("its last sequence", info.state.last_sequence, format!("at least {sequence}")));
-        }
-        // A trimmed message cannot be compared; the creation time has to do.
-        if sequence >= info.state.first_sequence.max(1) {
-            let message =
-                self.streams.log.get_raw_message(sequence).await.map_err(|error| Interrupted::Retry(format!("reading {sequence}: {error}")))?;
-            let found = message_hash(&message.subject, &message.payload);
-            if found != expected {
-                return Err(self.replaced("the hash of its last known message", format!("{found:016x}"), format!("{expected:016x} at {sequence}")));
-            }
-        }
+        let shape = Shape {
+            created_at_ns: i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or(i64::MAX),
+            first_sequence: info.state.first_sequence,
+            last_sequence: info.state.last_sequence,
+        };
+        let message = if self.follow.compares(&shape) {
+            let sequence = self.follow.mark().position.sequence;
+            let message = self.streams.log.get_raw_message(sequence).await;
+            Some(message.map_err(|error| Interrupted::Retry(format!("reading {sequence}: {error}")))?)
+        } else {
+            None
+        };
+        let message = message.as_ref().map(|message| (&*message.subject, &*message.payload));
+        self.follow.same_log(&shape, message).map_err(|replaced| Interrupted::Stop(self.replaced(replaced)))?;
         Ok(info)
     }
 
-    fn replaced(&self, what: &'static str, found: impl ToString, expected: impl ToString) -> Interrupted {
-        let stream = self.streams.log.cached_info().config.name.clone();
-        Interrupted::Stop(Error::LogReplaced { stream, what, found: found.to_string(), expected: expected.to_string() })
+    fn replaced(&self, Replaced { what, found, expected }: Replaced) -> Error {
+        Error::LogReplaced { stream: self.streams.log.cached_info().config.name.clone(), what, found, expected }
     }
 
     fn failed(&self, detail: String) -> Error {
@@ -272,13 +234,4 @@ async fn reconnected(connections: &mut watch::Receiver<u64>) {
     if connections.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
-}
-
-/// What tells two messages apart: SipHash-2-4 of subject and payload.
-pub fn message_hash(subject: &str, payload: &[u8]) -> u64 {
-    let mut hasher = SipHasher24::new_with_key(b"plimsoll-message");
-    hasher.write(subject.as_bytes());
-    hasher.write_u8(0);
-    hasher.write(payload);
-    hasher.finish()
 }

@@ -61,6 +61,12 @@ pub struct Metrics {
     pub asks_refused: Counter,
     /// Ticks that could not be published.
     pub tick_failures: Counter,
+    /// Ticks refused because another replica had sent a newer one.
+    pub ticks_refused: Counter,
+    /// 1 = this replica is the active one.
+    pub active: Gauge,
+    /// Times another replica said another hash than this one's.
+    pub divergences: Counter,
     /// Hosts known.
     pub hosts: Gauge,
     /// Hosts not heard from.
@@ -120,6 +126,9 @@ impl Metrics {
         all.register("log_missing_records", "Sequences that were gone from the log before they could be read", self.log_missing.clone());
         all.register("log_repeated_records", "Records delivered twice and skipped", self.log_repeated.clone());
         all.register("tick_failures", "Ticks that could not be published", self.tick_failures.clone());
+        all.register("ticks_refused", "Ticks refused because another replica had sent a newer one", self.ticks_refused.clone());
+        all.register("active", "1 = this replica publishes, ticks and seals; 0 = it stands by", self.active.clone());
+        all.register("divergences", "Times another replica said another state hash than this one's", self.divergences.clone());
     }
 
     fn register_out(&self, all: &mut Registry) {

@@ -12,7 +12,7 @@ use plimsoll_store::{Commit, Store};
 use crate::config::Config;
 use crate::engine::LOGIC;
 use crate::error::Error;
-use crate::log::Mark;
+use crate::follow::Mark;
 use crate::streams::Streams;
 
 /// The state as of the last commit.
@@ -71,17 +71,17 @@ fn open_once(path: &Path, cell: &CellId) -> Result<Restored, Error> {
     Ok(Restored { store, state, mark, commit: Some(commit) })
 }
 
-/// Where OUT ends, and the outputs in the store from the last one that stands there on: that one is compared, the rest published.
+/// Up to where OUT is right as far as the store knows, and the outputs behind that: those that stand are compared, the rest is published.
 pub async fn outbox(store: &Store, streams: &Streams, out_seq: u64) -> Result<(u64, VecDeque<Arc<Output>>), Error> {
     let stream = streams.out.cached_info().config.name.clone();
     let info = streams.out.get_info().await;
-    let standing = info.map_err(|error| Error::Stream { stream: stream.clone(), what: "reading it", detail: error.to_string() })?.state.last_sequence;
-    let (store, from) = (store.clone(), standing.min(out_seq).max(1));
+    let last = info.map_err(|error| Error::Stream { stream: stream.clone(), what: "reading it", detail: error.to_string() })?.state.last_sequence;
+    let (store, from) = (store.clone(), last.min(out_seq).max(1));
     let read = tokio::task::spawn_blocking(move || store.outputs_from(from).map(|output| output.map(Arc::new)).collect::<Result<VecDeque<_>, _>>());
     let kept = read.await.map_err(|error| Error::PartEnded { part: "reading the outputs", detail: error.to_string() })??;
     let first = kept.front().map_or(out_seq + 1, |output| output.out_seq);
-    if standing < out_seq && first > standing + 1 {
-        return Err(Error::OutBehind { stream, last: standing, kept: first });
+    if last < out_seq && first > last + 1 {
+        return Err(Error::OutBehind { stream, last, kept: first });
     }
-    Ok((standing, kept))
+    Ok((first - 1, kept))
 }

@@ -42,7 +42,7 @@ impl Streams {
 /// Connects, refuses an old server, and creates or checks both streams.
 pub async fn open(config: &Config) -> Result<Streams, Error> {
     let (sender, connections) = watch::channel(0u64);
-    let client = connect(&config.nats, &config.replica, sender).await?;
+    let client = connect(&config.nats, &config.replica(), sender).await?;
     subject::check_nats_version(&client.server_info().version)?;
     let context = ContextBuilder::new().timeout(ANSWER_TIMEOUT).build(client);
     let log = ensure(&context, &subject::log_stream(&config.cell, config.log_bytes_max), config.stream_replicas).await?;

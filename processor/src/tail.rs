@@ -114,6 +114,10 @@ pub struct StatusReport {
     pub decision_seq: u64,
     /// The newest manifest the log has told of.
     pub sealed: Option<Sealed>,
+    /// The state's rolling hash at `position`, hexadecimal.
+    pub hash: String,
+    /// Whether this replica publishes, ticks and seals.
+    pub active: bool,
     /// The fold's numbers.
     pub summary: Summary,
 }

@@ -177,5 +177,92 @@ async fn a_killed_broker_comes_back_and_nothing_is_missing() {
     assert!(processor.stop().await.success());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_takes_over_and_a_paused_active_one_publishes_nothing_when_it_wakes() {
+    let Some(broker) = Broker::start().await else { return };
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut first = Processor::start(&broker, one.path(), &[]).await;
+    first.ready().await;
+    first.becomes(true).await;
+    let mut second = Processor::start(&broker, two.path(), &[]).await;
+    second.ready().await;
+    broker.control(&Control::Enrol { hosts: vec![] }).await;
+    broker.inventory().await;
+    let _feed = broker.feed(1);
+    broker.request(&place(0)).await;
+    broker.outputs_of("plimsoll.place.decided.v1", 1).await;
+    assert_eq!((first.metric("active").await, second.metric("active").await), (1.0, 0.0));
+
+    let mut decisions = 1;
+    for round in 0..3 {
+        let (paused, other) = if round % 2 == 0 { (&first, &second) } else { (&second, &first) };
+        paused.signal("-STOP");
+        let took = other.becomes(true).await;
+        eprintln!("round {round}: the standby was active {} ms after the active one was paused", took.as_millis());
+        for _ in 0..3 {
+            broker.request(&place(decisions)).await;
+            decisions += 1;
+        }
+        broker.outputs_of("plimsoll.place.decided.v1", decisions as usize).await;
+        paused.signal("-CONT");
+        paused.becomes(false).await;
+        assert!(paused.metric("ticks_refused_total").await >= 1.0, "its tick was refused");
+        assert_eq!(broker.check_that_out_is_dense().await, (1..=u64::from(decisions)).collect::<Vec<_>>());
+    }
+    eventually("both replicas fold the same", || async { first.state().await == second.state().await }).await;
+    eventually("the standby knows what stands in OUT", || async { first.metric("out_acked").await == second.metric("out_acked").await }).await;
+    eventually("a hash was said in the log", || async { broker.holds("plimsoll.local.log.check").await }).await;
+    assert_eq!((first.metric("divergences_total").await, second.metric("divergences_total").await), (0.0, 0.0));
+    second.kill();
+    first.becomes(true).await;
+    assert!(first.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn out_that_lost_its_tail_gets_it_again_under_the_same_ids() {
+    let Some(mut broker) = Broker::start().await else { return };
+    let data = tempfile::tempdir().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let mut processor = Processor::start(&broker, data.path(), &[]).await;
+    processor.ready().await;
+    broker.control(&Control::Enrol { hosts: vec![] }).await;
+    broker.inventory().await;
+    let _feed = broker.feed(1);
+    broker.request(&place(0)).await;
+    broker.outputs_of("plimsoll.place.decided.v1", 1).await;
+    broker.kill_and(|streams| copy_folder(&streams.join("PLIMSOLL_local_OUT"), copy.path())).await;
+    eventually("it is ready again", || async { processor.is_ready().await }).await;
+    for number in 1..6 {
+        broker.request(&place(number)).await;
+    }
+    broker.outputs_of("plimsoll.place.decided.v1", 6).await;
+    let before = broker.outputs().await;
+    broker
+        .kill_and(|streams| {
+            let out = streams.join("PLIMSOLL_local_OUT");
+            std::fs::remove_dir_all(&out).unwrap();
+            copy_folder(copy.path(), &out);
+        })
+        .await;
+    // Only the next output makes it look.
+    broker.request(&place(6)).await;
+    broker.outputs_of("plimsoll.place.decided.v1", 7).await;
+    assert_eq!(broker.outputs().await[..before.len()], before[..], "the same outputs under the same ids");
+    assert_eq!(broker.check_that_out_is_dense().await, (1..=7).collect::<Vec<_>>());
+    assert!(processor.stop().await.success());
+}
+
+fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap()) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
 /// Long enough for a slow machine; a test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -79,4 +79,6 @@ pub struct Check {
     pub position: Position,
     /// Rolling hash of all changes up to there, hexadecimal.
     pub hash: String,
+    /// Version of the fold's logic that made it; hashes of different logics are not comparable.
+    pub logic: u32,
 }

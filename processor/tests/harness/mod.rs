@@ -69,8 +69,14 @@ impl Broker {
 
     /// Kills it without warning and starts it again on the same port and files.
     pub async fn kill_and_restart(&mut self) {
+        self.kill_and(|_| {}).await;
+    }
+
+    /// Kills it without warning, lets `damage` change its files, and starts it again.
+    pub async fn kill_and(&mut self, damage: impl FnOnce(&Path)) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
+        damage(&self.folder.path().join("js/jetstream/$G/streams"));
         let port = self.url.rsplit_once(':').unwrap().1.parse().unwrap();
         (self.process, self.url) = launch(&self.program, self.folder.path(), port).await;
         eventually("the test is connected again", || async { self.client.flush().await.is_ok() }).await;
@@ -141,7 +147,13 @@ impl Broker {
         jetstream::new(self.client.clone()).get_stream(OUT).await.unwrap().cached_info().state.last_sequence
     }
 
-    async fn outputs(&self) -> Vec<serde_json::Value> {
+    /// Whether the LOG holds a message on a subject.
+    pub async fn holds(&self, subject: &str) -> bool {
+        jetstream::new(self.client.clone()).get_stream(LOG).await.unwrap().get_last_raw_message_by_subject(subject).await.is_ok()
+    }
+
+    /// Every event in OUT.
+    pub async fn outputs(&self) -> Vec<serde_json::Value> {
         let stream = jetstream::new(self.client.clone()).get_stream(OUT).await.unwrap();
         let mut all = Vec::new();
         for sequence in 1..=stream.cached_info().state.last_sequence {
@@ -390,9 +402,27 @@ impl Processor {
 
     /// Asks it to stop and waits until it has.
     pub async fn stop(&mut self) -> ExitStatus {
-        let kill = Command::new("kill").arg(self.process.id().to_string()).status().unwrap();
-        assert!(kill.success());
+        self.signal("-TERM");
         self.exited().await
+    }
+
+    /// Freezes it (`-STOP`) or lets it go on (`-CONT`).
+    pub fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap().success());
+    }
+
+    /// Waits until it is the active one, or stands by.
+    pub async fn becomes(&self, active: bool) -> std::time::Duration {
+        let began = Instant::now();
+        eventually(if active { "it is active" } else { "it stands by" }, || async { self.metric("active").await == f64::from(u8::from(active)) })
+            .await;
+        began.elapsed()
+    }
+
+    /// Where it stands: the sequence folded and the state's hash there.
+    pub async fn state(&self) -> (u64, String) {
+        let status = self.status().await;
+        (status["position"]["sequence"].as_u64().unwrap(), status["hash"].as_str().unwrap().to_owned())
     }
 
     /// Waits until it has ended.

@@ -201,7 +201,11 @@ pub fn log_messages() -> Vec<LogExample> {
         control_of("control-sealed", Control::Sealed { version: 9, position: position() }),
         control_of("control-settings", Control::Settings(settings)),
         ("tick", LogSubject::Tick, Body::Tick(Tick { replica: "p-1".to_owned(), second: 1_767_323_045 })),
-        ("check", LogSubject::Check, Body::Check(Check { replica: "p-1".to_owned(), position: position(), hash: "00ff00ff00ff00ff".to_owned() })),
+        (
+            "check",
+            LogSubject::Check,
+            Body::Check(Check { replica: "p-1".to_owned(), position: position(), hash: "00ff00ff00ff00ff".to_owned(), logic: 1 }),
+        ),
     ]
     .into_iter()
     .map(|(name, subject, body)| LogExample { name, subject, body })

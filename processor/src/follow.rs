@@ -1,0 +1,214 @@
+//! Which record of the log comes next, and whether it still is the same log, decided without I/O.
+//!
+//! Every record is admitted exactly once and in order, or the hole is real: a consumer that lost messages on the way has to be created anew,
+//! and only a *fresh* consumer that starts behind the own position proves that records are gone from the stream.
+
+use std::hash::Hasher;
+
+use plimsoll_schemas::id::{CellId, Position};
+use plimsoll_schemas::record::{Record, decode};
+use plimsoll_schemas::time::LogTime;
+use siphasher::sip::SipHasher24;
+
+/// How far the log was read, and how to recognise that it is still the same one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// Last record read.
+    pub position: Position,
+    /// When the stream was created, ns UTC; 0 = not known yet.
+    pub created_at_ns: i64,
+    /// Hash of the message at `position`.
+    pub message_hash: u64,
+    /// Log time of that record: the next one is not earlier.
+    pub logged_at: LogTime,
+}
+
+impl Mark {
+    /// Before the first record.
+    pub fn start() -> Self {
+        Self { position: Position::default(), created_at_ns: 0, message_hash: 0, logged_at: LogTime::default() }
+    }
+}
+
+/// A message as a consumer delivers it.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrived<'a> {
+    /// Its sequence in the stream.
+    pub sequence: u64,
+    /// When the broker stored it, ns UTC.
+    pub stored_at_ns: i64,
+    /// Subject.
+    pub subject: &'a str,
+    /// Payload.
+    pub payload: &'a [u8],
+}
+
+/// What became of a message.
+#[derive(Debug, PartialEq)]
+pub enum Admitted {
+    /// It is the next record. `missing` sequences before it are gone from the log.
+    Next {
+        /// The record.
+        record: Record,
+        /// How many are missing.
+        missing: u64,
+    },
+    /// It was delivered before.
+    Repeated,
+}
+
+/// The consumer lost messages: create it anew from the own position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("record {found} came instead of {expected}: the consumer lost some")]
+pub struct Lost {
+    /// The next one.
+    pub expected: u64,
+    /// What came.
+    pub found: u64,
+}
+
+/// The log is not the one that was read up to the mark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replaced {
+    /// What differs.
+    pub what: &'static str,
+    /// What the log says.
+    pub found: String,
+    /// What was expected.
+    pub expected: String,
+}
+
+/// What a stream says about itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// When it was created, ns UTC.
+    pub created_at_ns: i64,
+    /// First sequence it holds.
+    pub first_sequence: u64,
+    /// Last sequence it gave.
+    pub last_sequence: u64,
+}
+
+/// A reader's place in the log of a cell.
+#[derive(Debug, Clone)]
+pub struct Follow {
+    cell: CellId,
+    mark: Mark,
+    fresh: bool,
+}
+
+impl Follow {
+    /// A reader that goes on behind `mark`.
+    pub fn new(cell: CellId, mark: Mark) -> Self {
+        Self { cell, mark, fresh: true }
+    }
+
+    /// Where it stands.
+    pub fn mark(&self) -> Mark {
+        self.mark
+    }
+
+    /// A consumer was created that starts right behind the mark.
+    pub fn begin(&mut self) {
+        self.fresh = true;
+    }
+
+    /// Whether the message at the mark has to be shown to [`Follow::same_log`]: one that was trimmed cannot be.
+    pub fn compares(&self, shape: &Shape) -> bool {
+        let sequence = self.mark.position.sequence;
+        sequence >= shape.first_sequence.max(1) && sequence <= shape.last_sequence
+    }
+
+    /// Refuses a log that is not the one read so far. `message` = subject and payload at the mark, where that is asked for.
+    pub fn same_log(&mut self, shape: &Shape, message: Option<(&str, &[u8])>) -> Result<(), Replaced> {
+        let Mark { position, created_at_ns, message_hash: expected, .. } = self.mark;
+        if created_at_ns != 0 && shape.created_at_ns != created_at_ns {
+            return Err(replaced("its creation time (ns)", shape.created_at_ns, created_at_ns));
+        }
+        if position.sequence > shape.last_sequence {
+            return Err(replaced("its last sequence", shape.last_sequence, format!("at least {}", position.sequence)));
+        }
+        if let Some((subject, payload)) = message {
+            let found = message_hash(subject, payload);
+            if found != expected {
+                let expected = format!("{expected:016x} at {}", position.sequence);
+                return Err(replaced("the hash of its last known message", format!("{found:016x}"), expected));
+            }
+        }
+        self.mark.created_at_ns = shape.created_at_ns;
+        Ok(())
+    }
+
+    /// Takes what follows the own position; errors at a hole that a fresh consumer has not confirmed.
+    pub fn admit(&mut self, message: Arrived<'_>) -> Result<Admitted, Lost> {
+        let expected = self.mark.position.sequence + 1;
+        if message.sequence < expected {
+            return Ok(Admitted::Repeated);
+        }
+        if message.sequence > expected && !self.fresh {
+            return Err(Lost { expected, found: message.sequence });
+        }
+        self.fresh = false;
+        self.mark.position.sequence = message.sequence;
+        self.mark.logged_at = LogTime(message.stored_at_ns).max(self.mark.logged_at);
+        let body = decode(&self.cell, message.subject, message.payload);
+        let record = Record { position: self.mark.position, logged_at: self.mark.logged_at, body };
+        Ok(Admitted::Next { record, missing: message.sequence - expected })
+    }
+
+    /// Remembers the last message admitted. Needed only where a mark is taken, so that not every message has to be hashed.
+    pub fn remember(&mut self, subject: &str, payload: &[u8]) {
+        self.mark.message_hash = message_hash(subject, payload);
+    }
+}
+
+fn replaced(what: &'static str, found: impl ToString, expected: impl ToString) -> Replaced {
+    Replaced { what, found: found.to_string(), expected: expected.to_string() }
+}
+
+/// What tells two messages apart: SipHash-2-4 of subject and payload.
+pub fn message_hash(subject: &str, payload: &[u8]) -> u64 {
+    let mut hasher = SipHasher24::new_with_key(b"plimsoll-message");
+    hasher.write(subject.as_bytes());
+    hasher.write_u8(0);
+    hasher.write(payload);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arrived(sequence: u64) -> Arrived<'static> {
+        Arrived { sequence, stored_at_ns: sequence as i64, subject: "plimsoll.c.log.tick", payload: b"{}" }
+    }
+
+    fn follow() -> Follow {
+        Follow::new("c".parse().unwrap(), Mark::start())
+    }
+
+    #[test]
+    fn a_hole_is_real_only_if_a_fresh_consumer_shows_it() {
+        let mut follow = follow();
+        assert!(matches!(follow.admit(arrived(4)), Ok(Admitted::Next { missing: 3, .. })));
+        assert!(matches!(follow.admit(arrived(5)), Ok(Admitted::Next { missing: 0, .. })));
+        assert_eq!(follow.admit(arrived(5)), Ok(Admitted::Repeated));
+        assert_eq!(follow.admit(arrived(7)), Err(Lost { expected: 6, found: 7 }));
+        follow.begin();
+        assert!(matches!(follow.admit(arrived(7)), Ok(Admitted::Next { missing: 1, .. })));
+    }
+
+    #[test]
+    fn another_log_is_recognised_by_creation_length_or_message() {
+        let mut follow = follow();
+        let shape = |created_at_ns, first_sequence, last_sequence| Shape { created_at_ns, first_sequence, last_sequence };
+        follow.same_log(&shape(77, 1, 0), None).unwrap();
+        follow.admit(arrived(1)).unwrap();
+        follow.remember("s", b"one");
+        assert!(follow.compares(&shape(77, 1, 3)) && !follow.compares(&shape(77, 2, 3)));
+        assert_eq!(follow.same_log(&shape(77, 1, 3), Some(("s", b"one"))), Ok(()));
+        for (shape, message) in [(shape(78, 1, 3), &b"one"[..]), (shape(77, 1, 0), b"one"), (shape(77, 1, 3), b"two")] {
+            assert!(follow.same_log(&shape, Some(("s", message))).is_err(), "{shape:?}");
+        }
+    }
+}
