@@ -76,16 +76,16 @@ impl State {
         let device = self.registry.device_mut(number);
         if let Some(at) = device.open.iter().position(|pane| pane.start_ns == start_ns) {
             let pane = device.open.remove(at);
-            self.close_finest(number, pane, emit);
+            self.close_finest(number, pane, end_ns, emit);
         }
         self.flush_coarser(number, end_ns, emit);
     }
 
-    /// Closes a 10 s pane on time and adds it to its minute.
-    pub(crate) fn close_finest(&mut self, number: u32, mut pane: Pane, emit: &mut Emit<'_>) {
+    /// Closes a 10 s pane on time and adds it to its minute. Samples were to be expected up to `until_ns`.
+    fn close_finest(&mut self, number: u32, mut pane: Pane, until_ns: i64, emit: &mut Emit<'_>) {
         let facts = &self.registry.devices[number as usize].facts;
         let interval_ms = self.registry.hosts[facts.host as usize].facts.interval_ms;
-        let (start_ms, end_ms) = (pane.start_ns / NS_PER_MS, (pane.start_ns + PANE_NS) / NS_PER_MS);
+        let (start_ms, end_ms) = (pane.start_ns / NS_PER_MS, until_ns.clamp(pane.start_ns, pane.start_ns + PANE_NS) / NS_PER_MS);
         pane.expected = expected(start_ms.max(facts.registered_at.millis()).min(end_ms), end_ms, interval_ms);
         pane.state.allocated_idle_ms = pane.state.allocated_idle_ms.min(pane.state.allocated_ms);
         self.forget_pane(number, Tier::TenSeconds, &pane);
@@ -95,7 +95,7 @@ impl State {
     }
 
     /// Closes the minute and the hour of a GPU that end at or before `until_ns`.
-    pub(crate) fn flush_coarser(&mut self, number: u32, until_ns: i64, emit: &mut Emit<'_>) {
+    fn flush_coarser(&mut self, number: u32, until_ns: i64, emit: &mut Emit<'_>) {
         let ended = |pane: &Pane, tier: Tier| pane.start_ns + tier.seconds() * NS_PER_S <= until_ns;
         let device = self.registry.device_mut(number);
         if let Some(minute) = device.minute.take_if(|pane| ended(pane, Tier::Minute)) {
@@ -159,7 +159,7 @@ impl State {
         for pane in open {
             let start_ns = pane.start_ns;
             self.flush_coarser(number, start_ns, emit);
-            self.close_finest(number, pane, emit);
+            self.close_finest(number, pane, emit.logged_at().0, emit);
             self.note_part(number, Tier::TenSeconds, start_ns);
         }
         for tier in [Tier::Minute, Tier::Hour] {

@@ -3,12 +3,14 @@
 use plimsoll_schemas::inventory::{EventKind, HostEvent};
 use plimsoll_schemas::out::{Gap, Payload};
 use plimsoll_schemas::reason::Reason;
-use plimsoll_schemas::row::{DeviceEventRow, Row};
+use plimsoll_schemas::row::{DeviceEventRow, Row, Tier};
 use plimsoll_schemas::subject::OutSubject;
+use plimsoll_schemas::time::EventTime;
 
 use crate::State;
 use crate::clock::floor;
 use crate::emit::Emit;
+use crate::late::BACKFILL_NS_MAX;
 use crate::ranges::{Class, Seen};
 use crate::refuse::Refusal;
 use crate::registry::Health;
@@ -83,15 +85,25 @@ impl State {
     }
 
     fn xid(&mut self, number: u32, code: u32, event: &HostEvent, emit: &mut Emit<'_>) {
-        let start_ns = floor(event.happened_at.0, PANE_NS);
-        let future = event.happened_at.0 > emit.logged_at().0.saturating_add(PANE_NS);
-        // An XID of a window that has closed is in `device_events` only.
-        if !future && self.registry.is_open(number, start_ns) {
-            let pane = self.registry.device_mut(number).pane(start_ns);
-            pane.stats.xid_count = pane.stats.xid_count.saturating_add(1);
-            pane.dirty = true;
-        }
+        self.count_xid(number, event.happened_at, emit);
         self.unwell(number, health_after(code), Some(code), event, emit);
+    }
+
+    /// Counts an XID in the window in which it happened, in a late part of it if that has closed. One from the future, or older than
+    /// the oldest sample that still counts, is in `device_events` only.
+    fn count_xid(&mut self, number: u32, at: EventTime, emit: &mut Emit<'_>) {
+        let start_ns = floor(at.0, PANE_NS);
+        let age_ns = emit.logged_at().0.saturating_sub(at.0);
+        if !(-PANE_NS..=BACKFILL_NS_MAX).contains(&age_ns) {
+            return;
+        }
+        let pane = if self.registry.is_open(number, start_ns) {
+            self.registry.device_mut(number).pane(start_ns)
+        } else {
+            &mut self.late_pane(number, Tier::TenSeconds, start_ns, emit).pane
+        };
+        pane.stats.xid_count = pane.stats.xid_count.saturating_add(1);
+        pane.dirty = true;
     }
 
     /// Notes how well a GPU is, if that is worse than before, and that something happened to it.

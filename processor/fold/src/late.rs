@@ -32,7 +32,8 @@ impl State {
         late.pane.stats.late = late.pane.stats.late.saturating_add(1);
     }
 
-    fn late_pane(&mut self, number: u32, tier: Tier, start_ns: i64, emit: &mut Emit<'_>) -> &mut LatePane {
+    /// The open late part of a window, made if there is none.
+    pub(crate) fn late_pane(&mut self, number: u32, tier: Tier, start_ns: i64, emit: &mut Emit<'_>) -> &mut LatePane {
         let live_ns = self.clock.live_ns;
         let late = &self.registry.devices[number as usize].late;
         if !late.contains_key(&(tier, start_ns)) {

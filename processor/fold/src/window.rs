@@ -239,5 +239,26 @@ mod tests {
             prop_assert_eq!(forward.stats, b.stats);
             prop_assert_eq!(forward.state, b.state);
         }
+
+        #[test]
+        fn merging_panes_in_any_order_and_grouping_gives_the_same_bytes(
+            samples in proptest::collection::vec((0usize..3, 0i64..50, 0u64..=100, 0u64..1 << 40, 0i64..2_500), 0..60),
+        ) {
+            let mut parts = [Pane::default(), Pane::default(), Pane::default()];
+            for (n, &(part, at, util, used, held_ms)) in samples.iter().enumerate() {
+                let sample = Sample::default().with(Field::UtilPercent, util).with(Field::MemoryUsedBytes, used).with(Field::ThrottleBits, used & 0xff);
+                let arrival = Arrival { at: EventTime(at), epoch: 1, sequence: n as u64, held_ms, interval_ms: 1_000, sample: &sample, leased: util < 50 };
+                parts[part].add(&arrival);
+            }
+            let merged = |order: &[&Pane]| order.iter().fold(Pane::default(), |mut sum, pane| { sum.merge(pane); sum });
+            let [a, b, c] = &parts;
+            let left = merged(&[&merged(&[a, b]), c]);
+            let bytes = |pane: &Pane| postcard::to_stdvec(&(&pane.stats, &pane.state)).expect("plain data");
+            for other in [merged(&[a, &merged(&[b, c])]), merged(&[c, a, b]), merged(&[b, &merged(&[c, a])])] {
+                prop_assert_eq!(&left.stats, &other.stats);
+                prop_assert_eq!(bytes(&left), bytes(&other));
+                prop_assert_eq!(left.stats.util_sketch.to_bytes(), other.stats.util_sketch.to_bytes());
+            }
+        }
     }
 }
