@@ -32,7 +32,7 @@ use crate::tail::{Applied, Ask, Chunk, StatusReport, Subscribers};
 use crate::tick::Said;
 
 /// Version of what the fold does with the same log.
-pub const LOGIC: u32 = 1;
+pub const LOGIC: u32 = 2;
 /// A commit is due after this many records …
 const COMMIT_RECORDS: u64 = 50_000;
 /// … or this many rows, about 64 MiB.

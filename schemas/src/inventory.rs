@@ -214,6 +214,8 @@ impl HostEvent {
             }
             EventKind::Gap { cause: text, .. } | EventKind::Refused { raw: text, .. } => text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX)),
             EventKind::Xid { .. }
+            | EventKind::Ecc { .. }
+            | EventKind::Remap { .. }
             | EventKind::GpuLost
             | EventKind::GpuReturned
             | EventKind::ClockStep { .. }
@@ -224,6 +226,19 @@ impl HostEvent {
     }
 }
 
+/// Where the replacement of bad rows of memory stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Remap {
+    /// Nothing waits.
+    #[default]
+    Clean,
+    /// Takes effect with the next reset.
+    Pending,
+    /// There is no row left to replace one with.
+    Failed,
+}
+
 /// What can happen on a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -232,6 +247,20 @@ pub enum EventKind {
     Xid {
         /// NVIDIA's number.
         code: u32,
+    },
+    /// Uncorrected ECC errors were counted, or the count began anew.
+    Ecc {
+        /// Since the driver was loaded.
+        volatile: u64,
+        /// In the board's life.
+        aggregate: u64,
+    },
+    /// Rows of memory were remapped, or wait to be.
+    Remap {
+        /// Where that stands.
+        state: Remap,
+        /// Rows remapped after uncorrected errors in the board's life.
+        rows: u64,
     },
     /// The GPU no longer answers.
     GpuLost,
@@ -272,6 +301,8 @@ impl EventKind {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Xid { .. } => "xid",
+            Self::Ecc { .. } => "ecc",
+            Self::Remap { .. } => "remap",
             Self::GpuLost => "gpu_lost",
             Self::GpuReturned => "gpu_returned",
             Self::ClockStep { .. } => "clock_step",

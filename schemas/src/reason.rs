@@ -14,12 +14,17 @@ macro_rules! reasons {
         }
 
         impl Reason {
-            /// Every reason, in the order of the numbers.
+            /// Every reason, in the order in which they are checked.
             pub const ALL: &[Reason] = &[$(Reason::$name),*];
 
             /// The snake_case code used in JSON, SQL and metrics.
             pub const fn code(self) -> &'static str {
                 match self { $(Reason::$name => $code,)* }
+            }
+
+            /// Its place in the order in which reasons are checked: of several gates the first one counts.
+            pub fn precedence(self) -> usize {
+                Self::ALL.iter().position(|&reason| reason == self).expect("the list holds every reason")
             }
 
             /// The reason with this number, if there is one.
@@ -115,9 +120,17 @@ reasons! {
     Cordoned = 43, "cordoned";
     /// Its last lease has ended and it is not yet shown to be free.
     Draining = 44, "draining";
-    /// Hardware says it is not well (XID, ECC, lost).
+    /// Hardware says it is not well, without saying why (records older than the five reasons below).
     Unhealthy = 45, "unhealthy";
-    /// At or above its slowdown temperature.
+    /// It does not answer its host.
+    GpuLost = 54, "gpu_lost";
+    /// An XID says that the board or its links are broken.
+    Xid = 55, "xid";
+    /// Uncorrected ECC errors since the driver was loaded.
+    Ecc = 56, "ecc";
+    /// Rows of its memory wait to be replaced, or cannot be.
+    RowRemap = 57, "row_remap";
+    /// Too near to its slowdown temperature, or above it.
     Thermal = 46, "thermal";
     /// Another model than asked for.
     ModelMismatch = 47, "model_mismatch";

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::State;
 use crate::emit::Emit;
+use crate::faults::Faults;
 use crate::refuse::Refusal;
-use crate::registry::{HOSTS_MAX, Health};
+use crate::registry::HOSTS_MAX;
 use crate::state_time::Cause;
 
 /// Longest time that a drained GPU may have to look free, ms: a day.
@@ -120,7 +121,7 @@ impl State {
     fn operator_free(&mut self, uuid: &GpuUuid, emit: &mut Emit<'_>) {
         match self.registry.device_number(uuid) {
             Some(number) => {
-                self.set_health(number, Health::Ok);
+                self.change_faults(number, Faults::clear_by_operator);
                 self.free_by_operator(number, emit);
                 self.restate(number, Cause::of("operator"), emit);
             }

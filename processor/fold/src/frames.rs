@@ -175,7 +175,8 @@ impl State {
         }
         let order = (at, context.epoch, context.sequence);
         device.recent.push(order, Recent { logged_at, sample: *sample });
-        if device.pulse.current.is_none_or(|current| current.order() < order) {
+        let newest = device.pulse.current.is_none_or(|current| current.order() < order);
+        if newest {
             device.pulse.current = Some(Current { at, epoch: context.epoch, sequence: context.sequence, sample: *sample });
         }
         device.pulse_dirty = true;
@@ -190,6 +191,9 @@ impl State {
         }
         if context.fresh {
             self.pulse(number, sample, emit);
+            if newest {
+                self.watch_hardware(number, sample, emit);
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! What happens on a host: XIDs, lost and returned GPUs, frames given up. Hardware faults gate placement, application errors do not.
 
-use plimsoll_schemas::inventory::{EventKind, HostEvent};
+use plimsoll_schemas::inventory::{EventKind, HostEvent, Remap};
 use plimsoll_schemas::out::{Gap, Payload};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::row::{DeviceEventRow, Row, Tier};
@@ -10,29 +10,14 @@ use plimsoll_schemas::time::EventTime;
 use crate::State;
 use crate::clock::floor;
 use crate::emit::Emit;
+use crate::faults::Faults;
 use crate::late::BACKFILL_NS_MAX;
 use crate::ranges::{Class, Seen};
 use crate::refuse::Refusal;
 use crate::registry::Health;
 use crate::state_time::Cause;
 use crate::window::PANE_NS;
-
-/// XIDs after which a GPU needs a reset or repair (NVIDIA's catalogue: RESET_GPU without 109, RESTART_BM, CHECK_MECHANICALS,
-/// CONTACT_SUPPORT). 109 follows an application's hang and is no verdict on the board.
-const FATAL: &[u32] = &[46, 54, 62, 64, 79, 95, 110, 119, 120, 136, 140, 142, 143, 155, 156, 158];
-/// XIDs after which it works with a fault: double-bit ECC, NVLink.
-const DEGRADING: &[u32] = &[48, 74, 144, 145, 146, 147, 148, 149, 150];
-
-/// What an XID says about the board.
-fn health_after(xid: u32) -> Health {
-    if FATAL.contains(&xid) {
-        Health::Failed
-    } else if DEGRADING.contains(&xid) {
-        Health::Degraded
-    } else {
-        Health::Ok
-    }
-}
+use crate::xid;
 
 impl State {
     /// Folds a host event.
@@ -52,11 +37,19 @@ impl State {
         };
         match (&event.kind, number) {
             (EventKind::Xid { code }, Some(number)) => self.xid(number, *code, event, emit),
-            (EventKind::GpuLost, Some(number)) => self.unwell(number, Health::Failed, None, event, emit),
-            (EventKind::GpuReturned, Some(number)) => {
-                self.set_health(number, Health::Ok);
-                self.unwell(number, Health::Ok, None, event, emit);
+            (EventKind::GpuLost, Some(number)) => {
+                self.change_faults(number, |faults| faults.lost = true);
+                self.say_fault(number, Cause::with(event, event.detail.as_deref()), Health::Failed, emit);
             }
+            (EventKind::GpuReturned, Some(number)) => {
+                self.change_faults(number, Faults::clear_on_return);
+                self.say_fault(number, Cause::with(event, event.detail.as_deref()), Health::Ok, emit);
+            }
+            (EventKind::Ecc { volatile, aggregate }, Some(number)) => {
+                let detail = format!("{volatile} uncorrected errors since the driver was loaded, {aggregate} in the board's life");
+                self.note_ecc(number, *volatile, Some(&detail), emit);
+            }
+            (EventKind::Remap { state, rows }, Some(number)) => self.remap(number, *state, *rows, event, emit),
             (EventKind::Gap { from_sequence, to_sequence, cause }, _) => {
                 self.given_up(host, event, *from_sequence, *to_sequence, cause, emit);
             }
@@ -78,7 +71,15 @@ impl State {
             (EventKind::SamplerHung { hung_ms }, number) => {
                 self.event_row(number, event, None, "warn", Some(format!("{hung_ms} ms")), emit);
             }
-            (EventKind::Stopping | EventKind::Xid { .. } | EventKind::GpuLost | EventKind::GpuReturned, number) => {
+            (
+                EventKind::Stopping
+                | EventKind::Xid { .. }
+                | EventKind::Ecc { .. }
+                | EventKind::Remap { .. }
+                | EventKind::GpuLost
+                | EventKind::GpuReturned,
+                number,
+            ) => {
                 self.event_row(number, event, None, "info", event.detail.clone(), emit);
             }
         }
@@ -86,7 +87,14 @@ impl State {
 
     fn xid(&mut self, number: u32, code: u32, event: &HostEvent, emit: &mut Emit<'_>) {
         self.count_xid(number, event.happened_at, emit);
-        self.unwell(number, health_after(code), Some(code), event, emit);
+        self.change_faults(number, |faults| faults.note_xid(code));
+        let class = xid::Class::of(code);
+        let detail = match &event.detail {
+            Some(detail) => format!("{code}: {}; {detail}", class.advice()),
+            None => format!("{code}: {}", class.advice()),
+        };
+        let cause = Cause { code: Some(i32::try_from(code).unwrap_or(i32::MAX)), ..Cause::with(event, Some(&detail)) };
+        self.say_fault(number, cause, class.health(), emit);
     }
 
     /// Counts an XID in the window in which it happened, in a late part of it if that has closed. One from the future, or older than
@@ -106,21 +114,38 @@ impl State {
         pane.dirty = true;
     }
 
-    /// Notes how well a GPU is, if that is worse than before, and that something happened to it.
-    fn unwell(&mut self, number: u32, health: Health, code: Option<u32>, event: &HostEvent, emit: &mut Emit<'_>) {
-        if health > self.registry.devices[number as usize].facts.health {
-            self.set_health(number, health);
+    /// Rows of memory wait to be replaced, cannot be, or no longer wait.
+    fn remap(&mut self, number: u32, state: Remap, rows: u64, event: &HostEvent, emit: &mut Emit<'_>) {
+        let (what, health) = match state {
+            Remap::Clean => ("nothing waits", Health::Ok),
+            Remap::Pending => ("waits for a reset", Health::Degraded),
+            Remap::Failed => ("has failed", Health::Failed),
+        };
+        self.change_faults(number, |faults| faults.remap = state);
+        let detail = format!("{what}; rows remapped after uncorrected errors: {rows}");
+        self.say_fault(number, Cause::with(event, Some(&detail)), health, emit);
+    }
+
+    /// Says what was noted about a GPU: by its new state if that moved, else by a row in `device_events`.
+    pub(crate) fn say_fault(&mut self, number: u32, cause: Cause<'_>, health: Health, emit: &mut Emit<'_>) {
+        if self.restate(number, cause, emit) {
+            return;
         }
-        let code = code.map(|code| i32::try_from(code).unwrap_or(i32::MAX));
-        let cause = Cause { kind: event.kind.code(), code, detail: event.detail.as_deref() };
-        if !self.restate(number, cause, emit) {
-            let severity = match health {
-                Health::Ok => "info",
-                Health::Degraded => "warn",
-                Health::Failed => "fatal",
-            };
-            self.event_row(Some(number), event, code, severity, event.detail.clone(), emit);
-        }
+        let facts = &self.registry.devices[number as usize].facts;
+        let severity = match health {
+            Health::Ok => "info",
+            Health::Degraded => "warn",
+            Health::Failed => "fatal",
+        };
+        emit.row(Row::DeviceEvent(Box::new(DeviceEventRow {
+            happened_at: cause.at.unwrap_or(EventTime(emit.logged_at().0)),
+            device_key: Some(facts.key),
+            host: self.registry.hosts[facts.host as usize].id.clone(),
+            kind: cause.kind.to_owned(),
+            code: cause.code,
+            severity: severity.to_owned(),
+            detail: cause.detail.map(str::to_owned),
+        })));
     }
 
     /// Frames that the agent gave up count as dealt with, and are named.

@@ -12,6 +12,7 @@ use crate::State;
 use crate::check::Limits;
 use crate::clock::floor;
 use crate::emit::Emit;
+use crate::faults::Faults;
 use crate::frames::INTERVAL_MS_MAX;
 use crate::ranges::{Class, HostRanges, Seen};
 use crate::refuse::{Limiter, Refusal};
@@ -151,8 +152,7 @@ impl State {
             registered_at: now,
             retired: false,
             cordoned: false,
-            health: Health::Ok,
-            unwell_epoch: 0,
+            faults: Faults::default(),
             reservations: Vec::new(),
             draining_ns: None,
             leased_from: None,
@@ -244,21 +244,12 @@ impl State {
     fn clear_health(&mut self, host: u32, emit: &mut Emit<'_>) {
         let epoch = self.registry.hosts[host as usize].epoch;
         for number in self.registry.hosts[host as usize].devices.clone() {
-            let facts = &self.registry.devices[number as usize].facts;
-            if facts.health != Health::Ok && facts.unwell_epoch < epoch {
-                self.set_health(number, Health::Ok);
+            let faults = &self.registry.devices[number as usize].facts.faults;
+            if faults.health() != Health::Ok && faults.noted_epoch < epoch {
+                self.change_faults(number, Faults::clear_on_restart);
                 self.restate(number, Cause::of("agent_restarted"), emit);
             }
         }
-    }
-
-    pub(crate) fn set_health(&mut self, number: u32, health: Health) {
-        let device = self.registry.device_mut(number);
-        device.facts.health = health;
-        device.facts_dirty = true;
-        let host = device.facts.host;
-        let epoch = self.registry.hosts[host as usize].epoch;
-        self.registry.device_mut(number).facts.unwell_epoch = epoch;
     }
 
     /// Where a GPU stands now.

@@ -11,6 +11,7 @@ use plimsoll_schemas::time::{EventTime, LogTime};
 use serde::{Deserialize, Serialize};
 
 use crate::check::Limits;
+use crate::faults::Faults;
 use crate::ranges::HostRanges;
 use crate::refuse::Limiter;
 use crate::ring::Ring;
@@ -155,9 +156,7 @@ pub(crate) struct Facts {
     pub registered_at: LogTime,
     pub retired: bool,
     pub cordoned: bool,
-    pub health: Health,
-    /// The inventory epoch under which it became unwell; a newer one clears it.
-    pub unwell_epoch: u64,
+    pub faults: Faults,
     pub reservations: Vec<Reservation>,
     /// Live clock since when it drains: leases have ended and it is not yet shown to be free; ns.
     pub draining_ns: Option<i64>,

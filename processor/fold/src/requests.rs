@@ -22,7 +22,7 @@ use crate::placement::candidate::Candidate;
 use crate::placement::select::{Choice, choose};
 use crate::placement::{self, distribute, shape};
 use crate::refuse::Refusal;
-use crate::registry::{Device, Health, Silence};
+use crate::registry::{Device, Silence};
 
 /// Policy and version of the choice.
 const POLICY: (&str, u32) = ("headroom", 1);
@@ -297,9 +297,8 @@ impl State {
             (!self.is_enrolled(host), Reason::NotEnrolled),
             (device.facts.cordoned || host.cordoned, Reason::Cordoned),
             (device.facts.draining_ns.is_some(), Reason::Draining),
-            (device.facts.health != Health::Ok, Reason::Unhealthy),
         ];
-        gates.into_iter().find(|&(shut, _)| shut).map(|(_, reason)| reason)
+        gates.into_iter().find(|&(shut, _)| shut).map(|(_, reason)| reason).or_else(|| device.facts.faults.reason())
     }
 
     fn renew(&mut self, tenant: &TenantId, renew: &Renew, emit: &mut Emit<'_>) {

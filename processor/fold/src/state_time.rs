@@ -1,6 +1,7 @@
 //! Where a GPU stands and what its time is used for: one place that decides both, and credits log time to the open panes.
 
 use plimsoll_schemas::id::{HostId, TenantId};
+use plimsoll_schemas::inventory::HostEvent;
 use plimsoll_schemas::out::{DeviceChanged, DeviceState, HostChanged, Payload};
 use plimsoll_schemas::row::{DeviceEventRow, DeviceRow, HostRow, Row};
 use plimsoll_schemas::subject::OutSubject;
@@ -19,7 +20,7 @@ pub(crate) const PANE_MS: i64 = PANE_NS / NS_PER_MS;
 impl Facts {
     /// Where the GPU stands, the gravest first.
     pub fn state(&self, host_cordoned: bool) -> DeviceState {
-        match (self.health, self.silence) {
+        match (self.faults.health(), self.silence) {
             (Health::Failed, _) => DeviceState::Failed,
             (_, Silence::Lost) => DeviceState::Lost,
             (_, Silence::Stale) => DeviceState::Stale,
@@ -55,12 +56,19 @@ pub(crate) struct Cause<'a> {
     pub code: Option<i32>,
     /// For people.
     pub detail: Option<&'a str>,
+    /// When it happened on the host; absent = now, by the log.
+    pub at: Option<EventTime>,
 }
 
 impl<'a> Cause<'a> {
     /// A cause without number or detail.
     pub const fn of(kind: &'a str) -> Self {
-        Self { kind, code: None, detail: None }
+        Self { kind, code: None, detail: None, at: None }
+    }
+
+    /// What a host says that happened.
+    pub const fn with(event: &'a HostEvent, detail: Option<&'a str>) -> Self {
+        Self { kind: event.kind.code(), code: None, detail, at: Some(event.happened_at) }
     }
 }
 
@@ -145,7 +153,7 @@ impl State {
         let device = &self.registry.devices[number as usize];
         let host = &self.registry.hosts[device.facts.host as usize].id;
         emit.row(Row::DeviceEvent(Box::new(DeviceEventRow {
-            happened_at: EventTime(emit.logged_at().0),
+            happened_at: cause.at.unwrap_or(EventTime(emit.logged_at().0)),
             device_key: Some(device.facts.key),
             host: host.clone(),
             kind: cause.kind.to_owned(),

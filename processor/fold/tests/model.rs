@@ -38,13 +38,17 @@ fn believe(records: &[Record]) -> Vec<Believed> {
         match &record.body {
             Body::Inventory(inventory) => {
                 let slots = inventory.gpus.iter().map(|gpu| (gpu.slot.0, gpu.uuid.key())).collect();
-                inventories.insert((inventory.host.to_string(), inventory.epoch, inventory.revision), slots);
+                let host = inventory.host.to_string();
+                inventories.insert((host.clone(), inventory.epoch, inventory.revision), slots);
+                let of_host: Vec<_> = inventories.keys().filter(|(other, ..)| *other == host).cloned().collect();
+                // Only the newest eight are remembered.
+                of_host.iter().rev().skip(8).for_each(|key| drop(inventories.remove(key)));
             }
             Body::Frame(frame) => {
                 if !seen.insert((frame.host.clone(), frame.epoch, frame.sequence)) {
                     continue;
                 }
-                let slots = &inventories[&(frame.host.to_string(), frame.epoch, frame.inventory_revision)];
+                let Some(slots) = inventories.get(&(frame.host.to_string(), frame.epoch, frame.inventory_revision)) else { continue };
                 for (t, tick) in frame.ticks.iter().enumerate() {
                     let age_s = (record.logged_at.0 - tick.sampled_at.0) / NS_PER_S;
                     if !frame.backfill && age_s >= 3_600 {

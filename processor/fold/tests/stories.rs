@@ -2,18 +2,18 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::control::{Control, Cordon, Settings};
 use plimsoll_schemas::frame::{Frame, Tick};
 use plimsoll_schemas::id::{LogEpoch, Position, Slot};
-use plimsoll_schemas::inventory::{EventKind, Gpu, HostEvent, Inventory};
+use plimsoll_schemas::inventory::{EventKind, Gpu, HostEvent, Inventory, Remap};
 use plimsoll_schemas::out::{CloudEvent, DeviceState, LeaseState, Outcome, Payload};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::{Body, Record, Refused};
 use plimsoll_schemas::request::{Bundle, Place, Release, Renew, Request};
-use plimsoll_schemas::row::{RejectedRow, Row, Tier, WindowRow};
+use plimsoll_schemas::row::{DeviceEventRow, RejectedRow, Row, Tier, WindowRow};
 use plimsoll_schemas::sample::{Field, Sample};
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_MS, NS_PER_S};
 use support::{GIB, START_S, TOTAL, cell, gpu, host_id, inventory, tenant, uuid};
@@ -76,6 +76,10 @@ impl World {
     }
 
     fn event(&mut self, host: usize, gpu: Option<usize>, kind: EventKind) {
+        self.event_at(host, gpu, kind, self.now_ns);
+    }
+
+    fn event_at(&mut self, host: usize, gpu: Option<usize>, kind: EventKind, at_ns: i64) {
         let sequence = self.events.entry((host, 1)).or_default();
         *sequence += 1;
         let event = HostEvent {
@@ -83,7 +87,7 @@ impl World {
             host: host_id(host),
             epoch: 1,
             sequence: *sequence,
-            happened_at: EventTime(self.now_ns),
+            happened_at: EventTime(at_ns),
             uuid: gpu.map(|g| uuid(host, g)),
             kind,
             detail: None,
@@ -164,6 +168,10 @@ impl World {
     fn moves(&self) -> Vec<(String, DeviceState, String)> {
         let device = |payload| if let Payload::Device(d) = payload { Some((d.device_uuid.to_string(), d.state, d.cause)) } else { None };
         self.payloads().into_iter().filter_map(device).collect()
+    }
+
+    fn device_events(&self) -> Vec<DeviceEventRow> {
+        self.effects.rows.iter().filter_map(|row| if let Row::DeviceEvent(event) = &row.row { Some((**event).clone()) } else { None }).collect()
     }
 
     fn leases(&self) -> Vec<(LeaseState, String)> {
@@ -528,8 +536,8 @@ fn hardware_faults_stop_placement_and_application_errors_do_not() {
             world.effects.rows.iter().filter(|row| matches!(&row.row, Row::DeviceEvent(e) if e.kind == "xid" && e.code == Some(code as i32)));
         assert_eq!(events.count(), 1);
     };
-    check(79, (Outcome::Rejected, Some(Reason::Unhealthy)));
-    check(74, (Outcome::Rejected, Some(Reason::Unhealthy)));
+    check(79, (Outcome::Rejected, Some(Reason::Xid)));
+    check(74, (Outcome::Rejected, Some(Reason::Xid)));
     for code in [13, 31, 43, 45, 68, 109] {
         check(code, (Outcome::Placed, None));
     }
@@ -543,6 +551,117 @@ fn a_lost_gpu_that_returns_is_well_again() {
     world.event(0, Some(0), EventKind::GpuReturned);
     let states: Vec<_> = world.moves().into_iter().map(|(_, state, cause)| (state, cause)).collect();
     assert_eq!(states, [(DeviceState::Failed, "gpu_lost".to_owned()), (DeviceState::Ok, "gpu_returned".to_owned())]);
+}
+
+/// Why the cell's only host cannot take a request for both of its GPUs; nothing if it can.
+fn refusal(world: &mut World, id: &str) -> Option<Reason> {
+    world.place(id, 2, 1_000, GIB, 10_000);
+    let (outcome, reason) = world.decisions().last().copied().expect("a decision");
+    if outcome == Outcome::Placed {
+        let lease_id = world.payloads().into_iter().rev().find_map(|p| if let Payload::Lease(lease) = p { Some(lease.lease_id) } else { None });
+        world.ask(0, Request::Release(Release { request_id: format!("{id}-over"), lease_id: lease_id.expect("a lease") }));
+    }
+    reason
+}
+
+#[test]
+fn every_cause_of_ill_health_has_its_own_reason_and_its_own_cure() {
+    let check = |ill: &dyn Fn(&mut World), reason: Reason, state: DeviceState, cure: &dyn Fn(&mut World)| {
+        let mut world = World::with_hosts(1);
+        ill(&mut world);
+        assert_eq!(refusal(&mut world, "ill"), Some(reason));
+        assert_eq!(world.moves().last().map(|(_, state, _)| *state), Some(state), "{reason}");
+        cure(&mut world);
+        assert_eq!(refusal(&mut world, "well"), None, "{reason}");
+    };
+    let event = |kind: EventKind| move |world: &mut World| world.event(0, Some(1), kind.clone());
+    let remap = |state: Remap| event(EventKind::Remap { state, rows: 1 });
+    let ecc = |errors: u64| {
+        move |world: &mut World| {
+            world.sample.set(Field::EccUncorrected, errors);
+            world.live(1, &[0]);
+        }
+    };
+    let restart = |world: &mut World| world.announce(0, 2, 1, vec![gpu(0, 0), gpu(0, 1)]);
+    let operator = |world: &mut World| [0, 1].into_iter().for_each(|g| world.control(Control::Free { uuid: uuid(0, g) }));
+    check(&event(EventKind::GpuLost), Reason::GpuLost, DeviceState::Failed, &event(EventKind::GpuReturned));
+    check(&event(EventKind::GpuLost), Reason::GpuLost, DeviceState::Failed, &restart);
+    check(&event(EventKind::Xid { code: 79 }), Reason::Xid, DeviceState::Failed, &event(EventKind::GpuReturned));
+    check(&event(EventKind::Xid { code: 48 }), Reason::Xid, DeviceState::Degraded, &restart);
+    check(&event(EventKind::Xid { code: 74 }), Reason::Xid, DeviceState::Degraded, &operator);
+    check(&remap(Remap::Pending), Reason::RowRemap, DeviceState::Degraded, &remap(Remap::Clean));
+    check(&remap(Remap::Failed), Reason::RowRemap, DeviceState::Failed, &operator);
+    check(&ecc(1), Reason::Ecc, DeviceState::Degraded, &ecc(0));
+    check(&ecc(1), Reason::Ecc, DeviceState::Degraded, &operator);
+    check(
+        &event(EventKind::Ecc { volatile: 1, aggregate: 9 }),
+        Reason::Ecc,
+        DeviceState::Degraded,
+        &event(EventKind::Ecc { volatile: 0, aggregate: 9 }),
+    );
+}
+
+#[test]
+fn a_cure_of_one_cause_leaves_the_others_and_errors_beyond_those_accepted_count_again() {
+    let mut world = World::with_hosts(1);
+    world.event(0, Some(0), EventKind::Xid { code: 79 });
+    world.event(0, Some(0), EventKind::Remap { state: Remap::Pending, rows: 1 });
+    assert_eq!(refusal(&mut world, "both"), Some(Reason::Xid));
+    world.event(0, Some(0), EventKind::GpuReturned);
+    assert_eq!(refusal(&mut world, "one"), Some(Reason::RowRemap));
+    world.event(0, Some(0), EventKind::Ecc { volatile: 2, aggregate: 2 });
+    world.control(Control::Free { uuid: uuid(0, 0) });
+    assert_eq!(refusal(&mut world, "accepted"), None);
+    world.announce(0, 2, 1, vec![gpu(0, 0), gpu(0, 1)]);
+    assert_eq!(refusal(&mut world, "restarted"), None);
+    world.event(0, Some(0), EventKind::Ecc { volatile: 3, aggregate: 3 });
+    let kinds: Vec<_> = world.device_events().into_iter().map(|event| event.kind).collect();
+    assert!(kinds.ends_with(&["ecc".to_owned()]), "{kinds:?}");
+}
+
+#[test]
+fn a_hot_gpu_takes_nothing_new_until_it_is_well_below_its_limit() {
+    let mut world = World::new();
+    let limit = Some(363_150);
+    world.announce(0, 1, 1, [0, 1].map(|g| Gpu { slowdown_temperature_mk: limit, ..gpu(0, g) }).to_vec());
+    world.live(10, &[0]);
+    let mut at = |celsius: u64, expected: Option<Reason>| {
+        world.sample.set(Field::TemperatureMk, 273_150 + celsius * 1_000);
+        world.live(1, &[0]);
+        let id = format!("r{}", world.now_ns);
+        assert_eq!(refusal(&mut world, &id), expected, "{celsius} °C");
+    };
+    at(85, None);
+    at(86, Some(Reason::Thermal));
+    at(85, Some(Reason::Thermal));
+    at(80, Some(Reason::Thermal));
+    at(79, None);
+    at(84, None);
+    world.sample.set(Field::TemperatureMk, 273_150 + 88_000);
+    world.clear();
+    world.live(1, &[0]);
+    world.sample.clear(Field::TemperatureMk);
+    world.live(100, &[0]);
+    let causes: BTreeSet<_> = world.moves().into_iter().map(|(_, state, cause)| (state, cause)).collect();
+    assert_eq!(causes, [(DeviceState::Degraded, "thermal_pause".to_owned())].into(), "unknown is not cool");
+    let unhealthy: i64 = world.windows(Tier::Minute).iter().map(|window| window.state.unhealthy_ms).sum();
+    assert!(unhealthy > 60_000, "a paused GPU is not free: {unhealthy} ms");
+}
+
+#[test]
+fn an_xid_that_arrives_late_counts_in_a_late_part_of_its_window() {
+    let mut world = World::with_hosts(1);
+    world.live(100, &[0]);
+    let at_ns = world.now_ns - 60 * NS_PER_S;
+    world.clear();
+    world.event_at(0, Some(0), EventKind::Xid { code: 13 }, at_ns);
+    world.live(200, &[0]);
+    for tier in [Tier::TenSeconds, Tier::Minute] {
+        let length_ns = tier.seconds() * NS_PER_S;
+        let windows = world.windows(tier);
+        let counted: Vec<_> = windows.iter().filter(|w| w.stats.xid_count > 0).map(|w| (w.window_at.0, w.part, w.stats.xid_count)).collect();
+        assert_eq!(counted, [(at_ns / length_ns * length_ns, 1, 1)], "{tier:?}");
+    }
 }
 
 #[test]

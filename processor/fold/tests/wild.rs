@@ -8,7 +8,7 @@ use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::control::{Control, Cordon, Settings};
 use plimsoll_schemas::frame::{Frame, Rejected, Tick};
 use plimsoll_schemas::id::{LogEpoch, Position, Slot};
-use plimsoll_schemas::inventory::{EventKind, HostEvent};
+use plimsoll_schemas::inventory::{EventKind, HostEvent, Remap};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::{Body, Record, Refused};
 use plimsoll_schemas::request::{Bundle, Distribute, Place, Release, Renew, Request, Strategy as Split};
@@ -61,7 +61,11 @@ prop_compose! {
 fn announcement() -> impl Strategy<Value = Body> {
     (0usize..3, wild_u64(), wild_u64(), 0u32..3, wild_u32(), proptest::collection::vec((0usize..3, 0usize..4, 0u8..4), 0..3)).prop_map(
         |(host, epoch, sequence, revision, interval_ms, gpus)| {
-            let gpus = gpus.into_iter().map(|(h, g, slot)| plimsoll_schemas::inventory::Gpu { slot: Slot(slot), ..gpu(h, g) }).collect();
+            let limit_mk = |slot: u8| [None, Some(0), Some(363_150), Some(u64::MAX)][usize::from(slot % 4)];
+            let gpus = gpus
+                .into_iter()
+                .map(|(h, g, slot)| plimsoll_schemas::inventory::Gpu { slot: Slot(slot), slowdown_temperature_mk: limit_mk(slot), ..gpu(h, g) })
+                .collect();
             let mut inventory = inventory(host, epoch, sequence, revision, gpus);
             inventory.interval_ms = if interval_ms % 3 == 0 { 1_000 } else { interval_ms };
             Body::Inventory(Box::new(inventory))
@@ -72,6 +76,8 @@ fn announcement() -> impl Strategy<Value = Body> {
 fn event() -> impl Strategy<Value = Body> {
     let kind = prop_oneof![
         wild_u32().prop_map(|code| EventKind::Xid { code }),
+        (wild_u64(), wild_u64()).prop_map(|(volatile, aggregate)| EventKind::Ecc { volatile, aggregate }),
+        wild_u64().prop_map(|rows| EventKind::Remap { state: [Remap::Clean, Remap::Pending, Remap::Failed][(rows % 3) as usize], rows }),
         Just(EventKind::GpuLost),
         Just(EventKind::GpuReturned),
         any::<i64>().prop_map(|step_ms| EventKind::ClockStep { step_ms }),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use plimsoll_schemas::control::{Check, Control, Cordon, Settings, Tick};
 use plimsoll_schemas::frame::{self, Frame, Rejected};
 use plimsoll_schemas::id::{CellId, DeviceKey, GpuUuid, HostId, LogEpoch, Position, Slot, TenantId};
-use plimsoll_schemas::inventory::{EventKind, Gpu, HostEvent, Inventory, Placement};
+use plimsoll_schemas::inventory::{EventKind, Gpu, HostEvent, Inventory, Placement, Remap};
 use plimsoll_schemas::out::{
     Assignment, Decided, DeviceChanged, DeviceState, Distributed, Gap, HostChanged, LeaseChanged, LeaseGrant, LeaseState, Outcome, Output, Payload,
     RejectedOut, RunnerUp,
@@ -126,7 +126,7 @@ fn inventory() -> Inventory {
 }
 
 fn event(sequence: u64, kind: EventKind) -> HostEvent {
-    let about_a_gpu = matches!(kind, EventKind::Xid { .. } | EventKind::GpuLost);
+    let about_a_gpu = matches!(kind, EventKind::Xid { .. } | EventKind::Ecc { .. } | EventKind::Remap { .. } | EventKind::GpuLost);
     HostEvent {
         schema_version: 1,
         host: host(),
@@ -186,6 +186,8 @@ pub fn log_messages() -> Vec<LogExample> {
         event_of("event-gap", 7, EventKind::Gap { from_sequence: 10, to_sequence: 12, cause: "buffer_full".to_owned() }),
         event_of("event-refused", 8, EventKind::Refused { reason: Reason::Undecodable, raw: "<html>".to_owned() }),
         event_of("event-stopping", 9, EventKind::Stopping),
+        event_of("event-ecc", 10, EventKind::Ecc { volatile: 2, aggregate: 17 }),
+        event_of("event-remap", 11, EventKind::Remap { state: Remap::Pending, rows: 3 }),
         request_of("request-place", Request::Place(place())),
         request_of("request-place-minimal", Request::Place(minimal)),
         request_of("request-renew", Request::Renew(Renew { request_id: "n-1".to_owned(), lease_ids: vec!["l-1".to_owned(), "l-2".to_owned()] })),

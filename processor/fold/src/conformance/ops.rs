@@ -14,11 +14,13 @@ use serde_json::{Value, json};
 
 use super::input::{Input, number, whole};
 use crate::cluster::{Cluster, Member, Sum};
+use crate::pace::Pace;
 use crate::placement::candidate::Candidate;
 use crate::placement::distribute::{Split, capacity, uniform};
 use crate::placement::score::{self, Inputs};
 use crate::placement::{Refused, Settings, lease, select, vram};
 use crate::ring::{Pushed, RECENT, Ring};
+use crate::thermal;
 
 /// The clock that samples are judged by: 2027-01-15T08:00:00Z.
 const NOW: EventTime = EventTime(1_800_000_000 * NS_PER_S);
@@ -39,6 +41,9 @@ pub(super) fn answer(op: &str, input: &Value) -> Option<Result<Value, String>> {
         "history.ring" => history_ring(input),
         "lease.duration_ms" => lease_duration(input).map(|ms| json!(ms)),
         "lease.heartbeat" => lease_heartbeat(input),
+        "thermal.pause" => thermal_pause(input),
+        "throttle.schedule_ms" => throttle_schedule(input),
+        "throttle.try" => throttle_try(input),
         _ => return None,
     })
 }
@@ -309,4 +314,54 @@ fn lease_heartbeat(input: Input<'_>) -> Result<Value, String> {
         Ok(_) => json!("renewed"),
         Err(lease::TooLate { .. }) => json!("refused:expired"),
     })
+}
+
+/// Temperatures in °C, one after the other.
+fn thermal_pause(input: Input<'_>) -> Result<Value, String> {
+    let millikelvin = |value: Number| weight(value, 1_000).and_then(|milli| u64::try_from(milli.checked_add(ZERO_CELSIUS_MK)?).ok());
+    let limit_mk = millikelvin(input.required("threshold")?).ok_or("threshold is no temperature")?;
+    let mut paused = false;
+    let answers = input
+        .array("temps")?
+        .iter()
+        .map(|value| {
+            let temperature_mk = number(value).and_then(millikelvin).ok_or_else(|| format!("{value} is no temperature"))?;
+            paused = thermal::paused(paused, temperature_mk, limit_mk);
+            Ok(paused)
+        })
+        .collect::<Result<Vec<_>, String>>()?;
+    Ok(json!({ "paused": answers }))
+}
+
+/// Most callers at once in a case.
+const CALLERS_MAX: u64 = 1_000_000;
+
+fn pace(input: Input<'_>) -> Result<Pace, String> {
+    let last_ms = input.has("last").then(|| input.unsigned("last")).transpose()?;
+    Ok(Pace::new(input.unsigned("min_interval")?, last_ms))
+}
+
+fn arrivals(input: Input<'_>) -> Result<Vec<u64>, String> {
+    let whole_ms = |value: &Value| number(value).and_then(whole).and_then(|ms| u64::try_from(ms).ok()).ok_or_else(|| format!("{value} is no time"));
+    input.array("arrivals")?.iter().map(whole_ms).collect()
+}
+
+fn throttle_schedule(input: Input<'_>) -> Result<Value, String> {
+    let mut pace = pace(input)?;
+    if !input.has("arrivals_at_0") {
+        return Ok(json!(arrivals(input)?.into_iter().map(|now_ms| pace.reserve(now_ms)).collect::<Vec<_>>()));
+    }
+    let callers = input.unsigned("arrivals_at_0")?.min(CALLERS_MAX);
+    let slots: Vec<u64> = (0..callers).map(|_| pace.reserve(0)).collect();
+    Ok(json!({
+        "first": slots.first(),
+        "last": slots.last(),
+        "min_gap": slots.windows(2).map(|pair| pair[1] - pair[0]).min(),
+        "delayed": slots.iter().filter(|&&slot| slot > 0).count(),
+    }))
+}
+
+fn throttle_try(input: Input<'_>) -> Result<Value, String> {
+    let mut pace = pace(input)?;
+    Ok(json!(arrivals(input)?.into_iter().map(|now_ms| pace.take(now_ms)).collect::<Vec<_>>()))
 }

@@ -168,7 +168,9 @@ fn why_none(
     if left < need {
         return Refused::new(Reason::TooFewDevices, format!("{need} GPUs on one host are needed, the cell has {left}"));
     }
-    for (&reason, &count) in refused {
+    let mut gates: Vec<(Reason, u32)> = refused.iter().map(|(&reason, &count)| (reason, count)).collect();
+    gates.sort_by_key(|(reason, _)| reason.precedence());
+    for (reason, count) in gates {
         left -= count as usize;
         if left < need {
             let what = sentence(reason, candidates, request, bundle, settings);

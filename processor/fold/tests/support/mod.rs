@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use plimsoll_schemas::control::{Control, Cordon, Tick as Beat};
 use plimsoll_schemas::frame::{Frame, Rejected, Tick};
 use plimsoll_schemas::id::{CellId, GpuUuid, HostId, LogEpoch, Position, Slot, TenantId};
-use plimsoll_schemas::inventory::{EventKind, Gpu, HostEvent, Inventory, Placement};
+use plimsoll_schemas::inventory::{EventKind, Gpu, HostEvent, Inventory, Placement, Remap};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::request::{Bundle, Distribute, Place, Release, Renew, Request, Strategy};
@@ -209,7 +209,9 @@ pub fn scenario(seed: u64, plan: Plan) -> Vec<Record> {
 fn announce(n: usize, sim: &mut Sim, log: &mut Log) {
     sim.revision += 1;
     sim.event_sequence += 1;
-    let gpus = sim.gpus.iter().map(|&g| gpu(n, g)).collect();
+    // Boards in odd slots know their limit, and come near it now and then.
+    let limit_mk = |g: usize| (g % 2 == 1).then_some(366_150);
+    let gpus = sim.gpus.iter().map(|&g| Gpu { slowdown_temperature_mk: limit_mk(g), ..gpu(n, g) }).collect();
     log.push(Body::Inventory(Box::new(inventory(n, sim.epoch, sim.event_sequence, sim.revision, gpus))));
 }
 
@@ -238,7 +240,23 @@ fn live(n: usize, sim: &mut Sim, second: i64, plan: Plan, rng: &mut Rng, log: &m
     }
     if rng.below(400) == 0 {
         let code = [13, 31, 79, 48, 43][rng.below(5) as usize];
-        host_event(n, sim, rng.below(plan.gpus as u64) as usize, EventKind::Xid { code }, log);
+        // Now and then the event waits on the host.
+        let age_s = if rng.chance(20) { rng.below(300) as i64 } else { 0 };
+        host_event(n, sim, rng.below(plan.gpus as u64) as usize, EventKind::Xid { code }, age_s, log);
+    }
+    if rng.below(150) == 0 {
+        // Mostly cures.
+        let kinds = [
+            EventKind::GpuLost,
+            EventKind::GpuReturned,
+            EventKind::GpuReturned,
+            EventKind::Ecc { volatile: rng.below(2), aggregate: 17 },
+            EventKind::Remap { state: [Remap::Pending, Remap::Failed][rng.below(2) as usize], rows: 2 },
+            EventKind::Remap { state: Remap::Clean, rows: 2 },
+            EventKind::Remap { state: Remap::Clean, rows: 2 },
+        ];
+        let kind = kinds[rng.below(7) as usize].clone();
+        host_event(n, sim, rng.below(plan.gpus as u64) as usize, kind, 0, log);
     }
     if rng.below(60) != 0 {
         let at_ns = log.now_ns + sim.skew_ns + rng.below(200) as i64 * NS_PER_MS;
@@ -249,14 +267,14 @@ fn live(n: usize, sim: &mut Sim, second: i64, plan: Plan, rng: &mut Rng, log: &m
     }
 }
 
-fn host_event(n: usize, sim: &mut Sim, gpu: usize, kind: EventKind, log: &mut Log) {
+fn host_event(n: usize, sim: &mut Sim, gpu: usize, kind: EventKind, age_s: i64, log: &mut Log) {
     sim.event_sequence += 1;
     log.push(Body::Event(Box::new(HostEvent {
         schema_version: 1,
         host: host_id(n),
         epoch: sim.epoch,
         sequence: sim.event_sequence,
-        happened_at: EventTime(log.now_ns),
+        happened_at: EventTime(log.now_ns - age_s * NS_PER_S),
         uuid: Some(uuid(n, gpu)),
         kind,
         detail: None,
@@ -285,6 +303,7 @@ fn sample(sim: &mut Sim, rng: &mut Rng, at_ns: i64) {
                 maybe(Field::EnergyMj, rng.below(1_000_000), rng);
             }
             maybe(Field::TemperatureMk, 293_150 + rng.below(70_000), rng);
+            maybe(Field::EccUncorrected, u64::from(rng.below(400) == 0), rng);
             maybe(Field::ThrottleBits, [0, 0, 4, 0x20, 0x40, 0x80, 0x24][rng.below(7) as usize], rng);
             sample
         })
