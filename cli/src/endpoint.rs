@@ -78,6 +78,11 @@ impl Endpoints {
     }
 }
 
+/// What an `up` on this machine wrote into its data folder; absent if there was none.
+pub fn of_running_up(data_dir: &Path) -> Result<Option<Endpoints>, Error> {
+    Endpoints::load(data_dir)
+}
+
 impl Flags {
     /// The addresses to use.
     pub fn resolve(&self) -> Result<Endpoints, Error> {

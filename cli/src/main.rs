@@ -45,6 +45,12 @@ enum Command {
     Cordon(commands::control::Target),
     /// Put a host or a GPU back into service
     Uncordon(commands::control::Target),
+    /// Rebuild the state from the log into a folder, and show its hash
+    Replay(commands::tools::Options),
+    /// Fold the log again and compare it with the checkpoints, the store and OUT
+    Verify(commands::tools::Options),
+    /// Show what stands in the processor's store or a checkpoint, or what a record of the log says and made
+    Inspect(commands::tools::Options),
     /// Run recorded cases against the pure core and show what was expected and what was given
     Conformance(commands::conformance::Options),
     /// Run a program that ends when its parent does
@@ -78,6 +84,9 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Enrol(options) => commands::control::enrol(options).await,
         Command::Cordon(options) => commands::control::cordon(options).await,
         Command::Uncordon(options) => commands::control::uncordon(options).await,
+        Command::Replay(options) => Err(commands::tools::become_tool("replay", &options)),
+        Command::Verify(options) => Err(commands::tools::become_tool("verify", &options)),
+        Command::Inspect(options) => Err(commands::tools::become_tool("inspect", &options)),
         Command::Conformance(options) => commands::conformance::run(&options),
         Command::Child(exec) => Err(up::child::become_program(&exec)),
     }

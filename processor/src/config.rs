@@ -44,6 +44,12 @@ pub struct Config {
     /// Seconds between commits of the store.
     #[arg(long, env = "PLIMSOLL_COMMIT_INTERVAL_S", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     pub commit_interval_s: u64,
+    /// Seconds between checkpoints of the state, copied to the archive.
+    #[arg(long, env = "PLIMSOLL_CHECKPOINT_INTERVAL_S", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub checkpoint_interval_s: u64,
+    /// Start although records are gone from the log that neither the state nor a checkpoint covers: they are lost, and recorded as a loss.
+    #[arg(long, env = "PLIMSOLL_ACCEPT_LOSS")]
+    pub accept_loss: bool,
     /// Name of this replica in ticks and status; no two processors of a cell may have the same. Default: made of the host and the data folder.
     #[arg(long, env = "PLIMSOLL_REPLICA")]
     pub replica: Option<String>,
@@ -86,6 +92,11 @@ impl Config {
     /// Time between seals.
     pub fn seal_interval(&self) -> Duration {
         Duration::from_secs(self.seal_interval_s)
+    }
+
+    /// Time between checkpoints.
+    pub fn checkpoint_interval(&self) -> Duration {
+        Duration::from_secs(self.checkpoint_interval_s)
     }
 
     /// Time between commits.

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use plimsoll_fold::{Effects, State};
+use plimsoll_fold::{Effects, LOGIC, State};
 use plimsoll_schemas::control::{Check, Control};
 use plimsoll_schemas::id::Position;
 use plimsoll_schemas::out::Output;
@@ -31,8 +31,6 @@ use crate::seal::Order;
 use crate::tail::{Applied, Ask, Chunk, StatusReport, Subscribers};
 use crate::tick::Said;
 
-/// Version of what the fold does with the same log.
-pub const LOGIC: u32 = 2;
 /// A commit is due after this many records …
 const COMMIT_RECORDS: u64 = 50_000;
 /// … or this many rows, about 64 MiB.

@@ -128,10 +128,77 @@ pub enum Error {
     /// The store failed in a way that a rebuild does not mend.
     #[error(transparent)]
     Store(#[from] plimsoll_store::Error),
-    /// The store was made by another logic.
+    /// A checkpoint cannot be used at all.
+    #[error(transparent)]
+    Checkpoint(crate::checkpoint::Error),
+    /// The LOG begins behind everything that is known.
     #[error(
-        "the state in {path} was folded by logic {found}, this build folds by logic {known}: run the build that wrote it, or move the folder away"
+        "the log {stream} begins at {first}, the state here ends at {at}, and no checkpoint in {archive} reaches into it ({newest}): \
+         restore the state folder, a checkpoint or the log; or start once with --accept-loss, then the records between are lost and said to be"
     )]
+    LogTrimmed {
+        /// Which stream.
+        stream: String,
+        /// The first sequence it still has.
+        first: u64,
+        /// Where the own state ends.
+        at: Position,
+        /// What is known of the newest checkpoint.
+        newest: String,
+        /// Where checkpoints were looked for.
+        archive: String,
+    },
+    /// A tool was given a folder that something is in.
+    #[error("{path} is not empty: a rebuilt store needs a folder of its own")]
+    NotEmpty {
+        /// Folder.
+        path: PathBuf,
+    },
+    /// A tool cannot begin where it was told to.
+    #[error("{wanted} is not there: the log begins at {first}, and checkpoints that reach into it may help (--from checkpoint)")]
+    NoBase {
+        /// What was looked for.
+        wanted: String,
+        /// The first sequence of the log.
+        first: u64,
+    },
+    /// A tool was asked for a place outside the log.
+    #[error("{sequence} is outside what can be reached: {first} to {last}")]
+    NotInLog {
+        /// What was asked for.
+        sequence: u64,
+        /// The first that can be reached.
+        first: u64,
+        /// The last.
+        last: u64,
+    },
+    /// What was folded again is not what was written down; the tool says what.
+    #[error("the fold and what was written down differ")]
+    Differs,
+    /// A tool was asked for something that does not exist.
+    #[error("no {what} {name:?}; there are {known}")]
+    Unknown {
+        /// What kind of thing.
+        what: &'static str,
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// A stored entry is not what a state writes.
+    #[error("{detail}")]
+    Unreadable {
+        /// Which, and why.
+        detail: String,
+    },
+    /// A tool was asked about a store in which nothing was committed.
+    #[error("{path} holds no commit: there is nothing to show")]
+    NoCommit {
+        /// Folder.
+        path: PathBuf,
+    },
+    /// The store was made by a newer logic.
+    #[error("the state in {path} was folded by logic {found}, this build folds by logic {known}: run the build that wrote it, or a newer one")]
     Logic {
         /// Folder.
         path: PathBuf,

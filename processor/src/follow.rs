@@ -8,6 +8,7 @@ use std::hash::Hasher;
 use plimsoll_schemas::id::{CellId, Position};
 use plimsoll_schemas::record::{Record, decode};
 use plimsoll_schemas::time::LogTime;
+use plimsoll_store::Commit;
 use siphasher::sip::SipHasher24;
 
 /// How far the log was read, and how to recognise that it is still the same one.
@@ -24,6 +25,11 @@ pub struct Mark {
 }
 
 impl Mark {
+    /// Where a commit stands.
+    pub fn of(commit: &Commit) -> Self {
+        Self { position: commit.position, created_at_ns: commit.log_created_at_ns, message_hash: commit.message_hash, logged_at: commit.logged_at }
+    }
+
     /// Before the first record.
     pub fn start() -> Self {
         Self { position: Position::default(), created_at_ns: 0, message_hash: 0, logged_at: LogTime::default() }

@@ -27,6 +27,7 @@ struct Flags {
     consumer_bound: AtomicBool,
     out_reachable: AtomicBool,
     sealing_fails: AtomicBool,
+    checkpoint_overdue: AtomicBool,
     position: AtomicU64,
     log_end: AtomicU64,
 }
@@ -50,6 +51,11 @@ impl Health {
     /// Whether the newest seal failed. Shown, but no reason to be taken out of service.
     pub fn sealing_fails(&self, fails: bool) {
         self.0.sealing_fails.store(fails, Ordering::Relaxed);
+    }
+
+    /// Whether the newest checkpoint is older than a third of what the log keeps. Shown, but no reason to be taken out of service.
+    pub fn checkpoint_overdue(&self, overdue: bool) {
+        self.0.checkpoint_overdue.store(overdue, Ordering::Relaxed);
     }
 
     /// The last sequence folded.
@@ -112,8 +118,13 @@ pub async fn serve(listener: TcpListener, health: Health, metrics: Metrics, stop
 async fn ready(State(shown): State<Shown>) -> Response {
     let reasons = shown.health.reasons();
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let warnings =
-        if shown.health.0.sealing_fails.load(Ordering::Relaxed) { vec!["the newest seal of the archive failed, see the log"] } else { Vec::new() };
+    let mut warnings = Vec::new();
+    if shown.health.0.sealing_fails.load(Ordering::Relaxed) {
+        warnings.push("the newest seal of the archive failed, see the log");
+    }
+    if shown.health.0.checkpoint_overdue.load(Ordering::Relaxed) {
+        warnings.push("the newest checkpoint is older than a third of what the log keeps, see the log");
+    }
     let body = Ready { ready: reasons.is_empty(), reasons, warnings, lag_records: shown.health.lag() };
     (status, Json(body)).into_response()
 }

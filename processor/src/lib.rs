@@ -2,7 +2,7 @@
 //!
 //! Read in this order: what it is told ([`config`]) and shows ([`metrics`], [`health`]); what a replica decides without I/O: what it
 //! reads ([`follow`]), who is active ([`role`]), what is published ([`chain`]), whether they agree ([`checks`]); the two streams ([`streams`], [`log`], [`out`], [`tick`]);
-//! the archive ([`seal`]) and the [`tail`]; the loop that ties them ([`engine`]); [`run`] connects all of it.
+//! the archive ([`seal`]), the [`mod@checkpoint`]s and the [`tail`]; the loop that ties them ([`engine`]); [`run`] connects all of it.
 
 pub mod config;
 pub mod error;
@@ -17,9 +17,11 @@ pub mod log;
 pub mod out;
 pub mod tick;
 pub mod seal;
+pub mod checkpoint;
 pub mod tail;
 pub mod engine;
 mod restore;
+pub mod ops;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -32,14 +34,17 @@ use tokio_util::sync::CancellationToken;
 pub use config::Config;
 pub use error::Error;
 
+use checkpoint::Checkpointer;
 use engine::{Engine, Start, Wires};
 use health::Health;
 use log::Reader;
 use metrics::Metrics;
 use out::Publisher;
+use plimsoll_archive::Archive;
 use plimsoll_store::Store;
 use restore::Restored;
 use seal::Sealer;
+use streams::Streams;
 use tail::Tail;
 use tick::Ticker;
 
@@ -110,16 +115,17 @@ struct Opened {
     ticker: Ticker,
     active: watch::Receiver<bool>,
     sealer: Sealer,
+    checkpointer: Checkpointer,
     health: Health,
     metrics: Metrics,
 }
 
 /// Opens and checks, in the order of what depends on what.
 async fn open(config: &Config, health: Health, metrics: Metrics) -> Result<Opened, Error> {
-    let Restored { store, state, mark, commit } = restore::open(config).await?;
+    let streams = streams::open(config).await?;
+    let Restored { store, state, mark, commit } = restore::open(config, &streams).await?;
     health.store_opened();
     health.folded(mark.position.sequence);
-    let streams = streams::open(config).await?;
     let mut reader = Reader::new(config.cell.clone(), streams.clone(), mark, health.clone(), metrics.clone());
     let log_end = reader.check().await?;
     let out_seq = commit.as_ref().map_or(0, |commit| commit.out_seq);
@@ -128,14 +134,39 @@ async fn open(config: &Config, health: Health, metrics: Metrics) -> Result<Opene
     let sealed = commit.as_ref().and_then(|commit| commit.sealed);
     let with = seal::With { streams: streams.clone(), store: store.clone(), health: health.clone(), metrics: metrics.clone() };
     let sealer = Sealer::open(&config.archive_url(), &config.cell, log_end, sealed, with).await?;
+    let checkpointer = checkpointer(config, &store, &streams, active.clone(), &health, &metrics)?;
     let (publisher, acked) = Publisher::new(streams.clone(), standing, active.clone(), health.clone(), metrics.clone());
     let start = Start { state, mark, out_seq, outbox, sealed };
-    Ok(Opened { store, start, reader, publisher, acked, ticker, active, sealer, health, metrics })
+    Ok(Opened { store, start, reader, publisher, acked, ticker, active, sealer, checkpointer, health, metrics })
+}
+
+fn checkpointer(
+    config: &Config,
+    store: &Store,
+    streams: &Streams,
+    active: watch::Receiver<bool>,
+    health: &Health,
+    metrics: &Metrics,
+) -> Result<Checkpointer, Error> {
+    let archive = Archive::open(&config.archive_url(), &config.cell)
+        .map_err(|error| Error::Archive { url: config.archive_url(), detail: error.to_string() })?;
+    Ok(Checkpointer::new(checkpoint::With {
+        archive,
+        store: store.clone(),
+        state_path: config.state_path(),
+        cell: config.cell.clone(),
+        replica: config.replica(),
+        every: config.checkpoint_interval(),
+        log_age_max: streams.log.cached_info().config.max_age,
+        active,
+        health: health.clone(),
+        metrics: metrics.clone(),
+    }))
 }
 
 /// Starts every part and ties them with bounded queues.
 fn connect(config: &Config, tail: TcpListener, opened: Opened, parts: &mut Parts, stop: &CancellationToken) {
-    let Opened { store, start, reader, publisher, acked, ticker, active, sealer, health, metrics } = opened;
+    let Opened { store, start, reader, publisher, acked, ticker, active, sealer, checkpointer, health, metrics } = opened;
     let (log_sender, log) = mpsc::channel(log::QUEUE_BATCHES);
     let (out, outputs) = mpsc::channel(out::QUEUE_OUTPUTS);
     let (asks_sender, asks) = mpsc::channel(tail::QUEUE_ASKS);
@@ -145,6 +176,11 @@ fn connect(config: &Config, tail: TcpListener, opened: Opened, parts: &mut Parts
     parts.start("the reader", reader.run(log_sender, stop.clone()));
     parts.start(PUBLISHER, publisher.run(outputs));
     parts.start("the sealer", sealer.run(orders));
+    let checkpointing = checkpointer.run(stop.clone());
+    parts.start("the checkpointer", async move {
+        checkpointing.await;
+        Ok(())
+    });
     let ticking = ticker.run(to_say, stop.clone());
     parts.start("the ticker", async move {
         ticking.await;

@@ -6,21 +6,43 @@ use std::time::Duration;
 
 use clap::Parser;
 use plimsoll_processor::config::LogFormat;
+use plimsoll_processor::ops::{self, Tool};
 use plimsoll_processor::{Addresses, Config, run};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+/// The service, or one of the tools that look at what it works with.
+#[derive(Debug, Parser)]
+#[command(name = "plimsoll-processor", version, about, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    tool: Option<Tool>,
+    #[command(flatten)]
+    config: Config,
+}
+
 fn main() -> ExitCode {
-    let config = Config::parse();
-    logs(config.log_format);
-    match serve(config) {
-        Ok(()) => ExitCode::SUCCESS,
+    let Cli { tool, config } = Cli::parse();
+    logs(config.log_format, if tool.is_some() { "warn" } else { "info,async_nats=warn" });
+    let outcome = match tool {
+        Some(tool) => work(tool),
+        None => serve(config).map(|()| ExitCode::SUCCESS),
+    };
+    match outcome {
+        Ok(code) => code,
         Err(error) => {
             tracing::error!("plimsoll-processor stops: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn work(tool: Tool) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(ops::run(tool));
+    runtime.shutdown_timeout(CLOSE_MAX);
+    Ok(outcome?)
 }
 
 /// A slow subscriber must not hold up the end.
@@ -57,8 +79,8 @@ fn announce(addresses: Addresses) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-fn logs(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("PLIMSOLL_LOG").unwrap_or_else(|_| EnvFilter::new("info,async_nats=warn"));
+fn logs(format: LogFormat, otherwise: &str) {
+    let filter = EnvFilter::try_from_env("PLIMSOLL_LOG").unwrap_or_else(|_| EnvFilter::new(otherwise));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => logs.with_ansi(false).init(),

@@ -53,6 +53,20 @@ pub struct Metrics {
     pub seal_failures: Counter,
     /// How long a seal took.
     pub seal_seconds: Seconds,
+    /// Checkpoints made.
+    pub checkpoints: Counter,
+    /// Checkpoints that failed and will be tried again.
+    pub checkpoint_failures: Counter,
+    /// How long a checkpoint took.
+    pub checkpoint_seconds: Seconds,
+    /// Bytes of the newest checkpoint made here.
+    pub checkpoint_bytes: Gauge,
+    /// Age of the newest checkpoint, or without one of this process.
+    pub checkpoint_age_seconds: Gauge,
+    /// Sequence of its position.
+    pub checkpoint_position: Gauge,
+    /// 1 if it is older than a third of what the log keeps.
+    pub checkpoint_overdue: Gauge,
     /// Subscribers of the tail.
     pub tail_subscribers: Gauge,
     /// Subscribers dropped because they were too slow.
@@ -149,6 +163,15 @@ impl Metrics {
         all.register("sealed_position", "Sequence up to which the archive holds all rows", self.sealed_position.clone());
         all.register("seal_failures", "Seals that failed and are tried again", self.seal_failures.clone());
         all.register_with_unit("seal", "How long a seal took", Unit::Seconds, self.seal_seconds.0.clone());
+        all.register("checkpoints", "Checkpoints of the state copied to the archive", self.checkpoints.clone());
+        all.register("checkpoint_failures", "Checkpoints that failed and are tried again", self.checkpoint_failures.clone());
+        all.register_with_unit("checkpoint", "How long a checkpoint took", Unit::Seconds, self.checkpoint_seconds.0.clone());
+        all.register_with_unit("checkpoint_size", "Length of the newest checkpoint made here", Unit::Bytes, self.checkpoint_bytes.clone());
+        let age = "Age of the newest checkpoint in the archive; without one, of this process";
+        all.register_with_unit("checkpoint_age", age, Unit::Seconds, self.checkpoint_age_seconds.clone());
+        all.register("checkpoint_position", "Sequence up to which the newest checkpoint holds the state", self.checkpoint_position.clone());
+        let overdue = "1 if the newest checkpoint is older than a third of what the log keeps";
+        all.register("checkpoint_overdue", overdue, self.checkpoint_overdue.clone());
         all.register("tail_subscribers", "Subscribers of the tail", self.tail_subscribers.clone());
         all.register("tail_dropped", "Subscribers dropped because their queue was full", self.tail_dropped.clone());
         all.register("asks_refused", "Questions to the fold refused because their queue was full", self.asks_refused.clone());

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::jetstream::context::{Context, ContextBuilder};
 use async_nats::jetstream::stream::{Compression, Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType, Stream};
 use async_nats::{ConnectOptions, Event};
+use plimsoll_schemas::id::CellId;
 use plimsoll_schemas::subject::{self, StreamSettings};
 use tokio::sync::watch;
 
@@ -47,6 +48,20 @@ pub async fn open(config: &Config) -> Result<Streams, Error> {
     let context = ContextBuilder::new().timeout(ANSWER_TIMEOUT).build(client);
     let log = ensure(&context, &subject::log_stream(&config.cell, config.log_bytes_max), config.stream_replicas).await?;
     let out = ensure(&context, &subject::out_stream(&config.cell, config.out_bytes_max), config.stream_replicas).await?;
+    Ok(Streams { context, log, out, connections })
+}
+
+/// Connects to the streams of a cell as they are. Errors if one is missing: nothing is created.
+pub async fn attach(url: &str, cell: &CellId, name: &str) -> Result<Streams, Error> {
+    let (sender, connections) = watch::channel(0u64);
+    let client = connect(url, name, sender).await?;
+    subject::check_nats_version(&client.server_info().version)?;
+    let context = ContextBuilder::new().timeout(ANSWER_TIMEOUT).build(client);
+    let existing = async |settings: StreamSettings| {
+        let found = context.get_stream(&settings.name).await;
+        found.map_err(|error| Error::Stream { stream: settings.name, what: "looking it up", detail: error.to_string() })
+    };
+    let (log, out) = (existing(subject::log_stream(cell, 0)).await?, existing(subject::out_stream(cell, 0)).await?);
     Ok(Streams { context, log, out, connections })
 }
 

@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its stage has failed")]
 
+mod drill;
 mod harness;
+mod tools;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

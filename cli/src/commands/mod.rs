@@ -8,6 +8,7 @@ pub mod place;
 pub mod release;
 pub mod sql;
 pub mod status;
+pub mod tools;
 
 /// Exit code of a request that was decided against: not a failure of the command, and not a success for the asker.
 pub const NOT_PLACED: u8 = 3;

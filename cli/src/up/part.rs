@@ -13,6 +13,8 @@ use crate::up::ports::Ports;
 
 /// `up` seals often, so that a stranger sees Parquet within a minute; a deployment leaves the default of 15 min.
 const SEAL_INTERVAL_S: &str = "30";
+/// `up` is stopped and started often, and its state is small.
+const CHECKPOINT_INTERVAL_S: &str = "300";
 
 /// One process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -135,6 +137,7 @@ impl Plan {
                 add("--http", &on(self.ports.processor));
                 add("--tail", &on(self.ports.tail));
                 add("--seal-interval-s", &SEAL_INTERVAL_S);
+                add("--checkpoint-interval-s", &CHECKPOINT_INTERVAL_S);
                 self.programs.join("plimsoll-processor")
             }
             PartId::Query => {

@@ -61,6 +61,20 @@ pub enum Error {
         /// The version.
         version: u64,
     },
+    /// A checkpoint of this position is there already; the files of this attempt are deleted.
+    #[error("there is a checkpoint of {position} already")]
+    CheckpointTaken {
+        /// The position.
+        position: Position,
+    },
+    /// A file on this machine, outside the archive.
+    #[error("{}: {detail}", path.display())]
+    Local {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        detail: String,
+    },
     /// A seal that would go back.
     #[error("cannot seal up to {position}: version {version} already holds everything up to {sealed}")]
     Backwards {
@@ -102,7 +116,7 @@ pub enum Error {
 }
 
 impl Error {
-    fn store(path: &Path, source: object_store::Error) -> Self {
+    pub(crate) fn store(path: &Path, source: object_store::Error) -> Self {
         let path = path.to_string();
         if matches!(source, object_store::Error::NotFound { .. }) { Self::Absent { path } } else { Self::Store { path, source } }
     }
@@ -131,7 +145,7 @@ impl Archive {
         }
         std::fs::create_dir_all(path).map_err(|error| refused(error.to_string()))?;
         let root = std::fs::canonicalize(path).map_err(|error| refused(error.to_string()))?;
-        let store = LocalFileSystem::new_with_prefix(&root).map_err(|error| refused(error.to_string()))?;
+        let store = LocalFileSystem::new_with_prefix(&root).map_err(|error| refused(error.to_string()))?.with_automatic_cleanup(true);
         Ok(Self { store: Arc::new(store), root, cell: cell.clone() })
     }
 
@@ -304,7 +318,7 @@ impl Archive {
     }
 
     /// Puts a file that must not be there yet, and makes it last before anyone is told of it.
-    async fn put_new(&self, path: &Path, bytes: Bytes) -> object_store::Result<()> {
+    pub(crate) async fn put_new(&self, path: &Path, bytes: Bytes) -> object_store::Result<()> {
         self.store.put_opts(path, PutPayload::from(bytes), PutMode::Create.into()).await?;
         let file = self.root.join(path.as_ref());
         let synced = async {
@@ -324,7 +338,24 @@ impl Archive {
         }
     }
 
-    async fn read(&self, path: &Path) -> Result<Bytes, Error> {
+    /// Deletes everything in a folder.
+    pub(crate) async fn delete_under(&self, folder: &Path) {
+        // What cannot be deleted is named by nothing: it costs room until it is swept.
+        let _ = self.delete_older_under(folder, i64::MAX).await;
+    }
+
+    /// Deletes what was written before an instant (ns UTC, the object store's clock) in a folder; returns what it deleted.
+    pub(crate) async fn delete_older_under(&self, folder: &Path, before_ns: i64) -> Result<Vec<Path>, Error> {
+        let found: Vec<_> = self.store.list(Some(folder)).try_collect().await.map_err(|error| Error::store(folder, error))?;
+        let mut deleted = Vec::new();
+        for meta in found.into_iter().filter(|meta| meta.last_modified.timestamp_nanos_opt().is_some_and(|at_ns| at_ns < before_ns)) {
+            self.store.delete(&meta.location).await.map_err(|error| Error::store(&meta.location, error))?;
+            deleted.push(meta.location);
+        }
+        Ok(deleted)
+    }
+
+    pub(crate) async fn read(&self, path: &Path) -> Result<Bytes, Error> {
         let found = self.store.get(path).await.map_err(|error| Error::store(path, error))?;
         found.bytes().await.map_err(|error| Error::store(path, error))
     }
@@ -354,7 +385,7 @@ fn few_days(mut days: BTreeMap<Option<i64>, RecordBatch>) -> Result<BTreeMap<Opt
     Ok(days)
 }
 
-fn hash(bytes: &[u8]) -> String {
+pub(crate) fn hash(bytes: &[u8]) -> String {
     let mut hasher = SipHasher24::new_with_key(HASH_KEY);
     hasher.write(bytes);
     format!("siphash128:{:032x}", hasher.finish128().as_u128())

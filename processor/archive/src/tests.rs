@@ -10,8 +10,9 @@ use plimsoll_schemas::id::{CellId, DeviceKey, LogEpoch, Position};
 use plimsoll_schemas::row::{PlacedRow, RejectedRow, Row, StateTime, Stats, Table, Tier, WindowRow};
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_S};
 
+use crate::checkpoints::About;
 use crate::manifest::BASE_EVERY;
-use crate::{Archive, Entry, Error, column, encode, table};
+use crate::{Archive, Checkpoints, Entry, Error, column, encode, table};
 
 const DAY_S: i64 = 86_400;
 
@@ -215,6 +216,83 @@ async fn absent_and_damaged_files_are_named() {
     let error = archive.newest().await.expect_err("damaged manifest").to_string();
     assert!(error.starts_with("manifest/local/0000000001.json is damaged: EOF"), "{error}");
     assert!(matches!(archive.manifest(7).await, Err(Error::Absent { .. })));
+}
+
+fn about(sequence: u64) -> About {
+    About {
+        cell: cell(),
+        position: at(sequence),
+        hash: u64::MAX - sequence,
+        digest: sequence,
+        logic: 1,
+        format: 1,
+        log_created_at_ns: 7,
+        message_hash: 1 << 60,
+        logged_at: LogTime(sequence as i64),
+        out_seq: 3,
+        decision_seq: 2,
+        created_at_ns: 5,
+        replica: "processor-1".to_owned(),
+    }
+}
+
+/// A folder with two files to make checkpoints of.
+fn state() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("CURRENT"), "one").expect("writable");
+    fs::write(folder.path().join("000009.sst"), [7; 1_000]).expect("writable");
+    folder
+}
+
+#[tokio::test]
+async fn a_checkpoint_comes_back_as_it_was_and_a_position_has_only_one() {
+    let (folder, archive) = folder();
+    let checkpoints = Checkpoints::of(&archive);
+    assert_eq!(checkpoints.list().await.expect("nothing yet"), []);
+    let state = state();
+    let made = checkpoints.put(state.path(), about(9)).await.expect("new");
+    assert_eq!((made.files.len(), made.bytes()), (2, 1_003));
+    let again = checkpoints.put(state.path(), About { created_at_ns: 6, ..about(9) }).await;
+    assert!(matches!(again, Err(Error::CheckpointTaken { position }) if position == at(9)), "{again:?}");
+    checkpoints.put(state.path(), about(10)).await.expect("new");
+    assert_eq!(checkpoints.list().await.expect("listed"), [at(10), at(9)]);
+    let found = checkpoints.read(at(9)).await.expect("there");
+    assert_eq!(found, made);
+    let into = tempfile::tempdir().expect("a folder");
+    checkpoints.load(&found, into.path()).await.expect("whole");
+    assert_eq!(fs::read(into.path().join("000009.sst")).expect("copied"), [7; 1_000]);
+    assert_eq!(fs::read(into.path().join("CURRENT")).expect("copied"), b"one");
+
+    fs::write(folder.path().join(&found.folder).join("CURRENT"), "two").expect("damaged");
+    let error = checkpoints.load(&found, into.path()).await.expect_err("damaged").to_string();
+    assert!(error.contains("CURRENT is damaged"), "{error}");
+}
+
+#[tokio::test]
+async fn only_the_newest_checkpoints_are_kept_and_unfinished_ones_go_after_an_hour() {
+    let (folder, archive) = folder();
+    let (checkpoints, state) = (Checkpoints::of(&archive), state());
+    for sequence in 1..=5 {
+        checkpoints.put(state.path(), about(sequence)).await.expect("new");
+    }
+    let cell_folder = folder.path().join("checkpoints/local");
+    let orphan = cell_folder.join("0000000000-00000000000000000005-1");
+    fs::create_dir(&orphan).expect("writable");
+    fs::write(orphan.join("CURRENT"), "never finished").expect("writable");
+    let written_ns = fs::metadata(orphan.join("CURRENT")).and_then(|found| found.modified()).expect("a time");
+    let written_ns = written_ns.duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos() as i64;
+
+    assert_eq!(checkpoints.keep(3, written_ns + 3_599 * NS_PER_S).await.expect("kept"), [at(2), at(1)]);
+    assert_eq!(checkpoints.list().await.expect("listed"), [at(5), at(4), at(3)]);
+    assert!(orphan.exists(), "somebody may still be writing it");
+    let folders = || fs::read_dir(&cell_folder).expect("there").filter(|entry| entry.as_ref().expect("an entry").path().is_dir()).count();
+    assert_eq!(folders(), 4);
+    assert_eq!(checkpoints.keep(3, written_ns + 3_601 * NS_PER_S).await.expect("kept"), []);
+    assert_eq!(folders(), 3);
+    for position in checkpoints.list().await.expect("listed") {
+        let found = checkpoints.read(position).await.expect("there");
+        checkpoints.load(&found, tempfile::tempdir().expect("a folder").path()).await.expect("whole");
+    }
 }
 
 #[test]

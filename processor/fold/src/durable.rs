@@ -14,6 +14,8 @@ use plimsoll_schemas::id::CellId;
 use plimsoll_schemas::row::Tier;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use siphasher::sip::SipHasher24;
+use std::hash::Hasher;
 
 use crate::State;
 use crate::ranges::{Class, Entry as RangesEntry, Ranges};
@@ -21,8 +23,12 @@ use crate::registry::{Device, Facts, Host, LatePane, Pulse};
 use crate::timers::Timer;
 use crate::window::Pane;
 
-/// First byte of every value; another one means another format, and the store is rebuilt from the log.
-const VERSION: u8 = 1;
+/// Version of everything that is stored: the shape of state entries, rows and outputs. It grows with every change of shape; a store of
+/// an older format is set aside and rebuilt, one of a newer format is refused. What the fold *does* has a version of its own,
+/// [`crate::LOGIC`].
+pub const FORMAT: u32 = 2;
+/// First byte of every value.
+const VERSION: u8 = FORMAT as u8;
 
 /// One durable entry; a value of `None` deletes the key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +107,33 @@ fn pane_key(device: u32, kind: Kind, tier: Tier, start_ns: i64) -> Vec<u8> {
 fn put<T: Serialize>(entries: &mut Vec<Entry>, table: StateTable, key: Vec<u8>, value: &T) {
     let value = postcard::to_extend(value, vec![VERSION]).expect("state is plain data that postcard can write");
     entries.push(Entry { table, key, value: Some(value) });
+}
+
+/// A hash over whole stored states: SipHash-2-4 of every table, key and value in order. Unlike the rolling [`State::hash`] it shows
+/// what has not led to a row or an output yet.
+#[derive(Debug, Clone)]
+pub struct Digest(SipHasher24);
+
+impl Default for Digest {
+    fn default() -> Self {
+        Self(SipHasher24::new_with_key(b"plimsoll-stored!"))
+    }
+}
+
+impl Digest {
+    /// Takes the next entry, in the order of [`StateTable::ALL`] and of the keys.
+    pub fn add(&mut self, table: StateTable, key: &[u8], value: &[u8]) {
+        self.0.write_u8(table as u8);
+        for bytes in [key, value] {
+            self.0.write_u64(bytes.len() as u64);
+            self.0.write(bytes);
+        }
+    }
+
+    /// The hash of all entries taken.
+    pub fn finish(&self) -> u64 {
+        self.0.finish()
+    }
 }
 
 impl State {
@@ -366,11 +399,11 @@ fn ranges_key(host: u32, epoch: u64, class: Class) -> Vec<u8> {
 }
 
 impl Entry {
-    fn error(&self, detail: impl Into<String>) -> RestoreError {
+    pub(crate) fn error(&self, detail: impl Into<String>) -> RestoreError {
         RestoreError { table: self.table.name(), key: self.key.iter().map(|byte| format!("{byte:02x}")).collect(), detail: detail.into() }
     }
 
-    fn value<T: DeserializeOwned>(&self) -> Result<T, RestoreError> {
+    pub(crate) fn value<T: DeserializeOwned>(&self) -> Result<T, RestoreError> {
         match self.value.as_deref() {
             Some([VERSION, bytes @ ..]) => postcard::from_bytes(bytes).map_err(|error| self.error(error.to_string())),
             Some([version, ..]) => Err(self.error(format!("format {version}, this build reads {VERSION}"))),
@@ -378,12 +411,12 @@ impl Entry {
         }
     }
 
-    fn u32_at(&self, at: usize) -> Result<u32, RestoreError> {
+    pub(crate) fn u32_at(&self, at: usize) -> Result<u32, RestoreError> {
         let bytes = self.key.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
         bytes.map(u32::from_be_bytes).ok_or_else(|| self.error("key too short"))
     }
 
-    fn u64_at(&self, at: usize) -> Result<u64, RestoreError> {
+    pub(crate) fn u64_at(&self, at: usize) -> Result<u64, RestoreError> {
         let bytes = self.key.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
         bytes.map(u64::from_be_bytes).ok_or_else(|| self.error("key too short"))
     }

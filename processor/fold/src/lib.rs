@@ -30,6 +30,7 @@ mod requests;
 pub mod cluster;
 mod step;
 pub mod durable;
+pub mod shown;
 pub mod conformance;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,6 +50,10 @@ use crate::refuse::{Announcer, Limiter};
 use crate::registry::{Registry, Silence, Use};
 use crate::requests::{Bucket, Requests};
 use crate::timers::Timers;
+
+/// Version of what the fold does with the same log. It grows when the same records would give other rows, outputs or states; the shape
+/// of what is stored has a version of its own, [`durable::FORMAT`].
+pub const LOGIC: u32 = 2;
 
 /// What folding records has produced since it was last taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -183,6 +188,16 @@ impl State {
     /// Log time of the last record folded.
     pub fn logged_at(&self) -> LogTime {
         self.clock.logged_at
+    }
+
+    /// Numbers what comes after what was published before, where the records that led to it are lost: the next output, decision and
+    /// lease get higher numbers than any of them. Only for a state whose loss somebody has accepted.
+    pub fn number_after(&mut self, out_seq: u64, decision_seq: u64) {
+        let chain = &mut self.meta.chain;
+        chain.out_seq = chain.out_seq.max(out_seq);
+        chain.decision_seq = chain.decision_seq.max(decision_seq);
+        // Every lease was a decision, so no fence was higher than its number.
+        self.meta.fence = self.meta.fence.max(decision_seq);
     }
 
     /// What the archive holds, as the log says.

@@ -4,7 +4,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use plimsoll_fold::durable::{Entry, StateTable};
+use plimsoll_fold::durable::{Entry, FORMAT, StateTable};
 use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::id::Position;
 use plimsoll_schemas::record::Record;
@@ -117,7 +117,7 @@ fn damaged_entries_are_refused_and_named() {
         assert!(error.contains(expected), "{error:?} does not say {expected:?}");
     };
     let key = |part: u8| (StateTable::Devices, vec![0, 0, 0, 0, part]);
-    check(&|s| s.get_mut(&key(0)).expect("there")[0] = 9, "format 9, this build reads 1");
+    check(&|s| s.get_mut(&key(0)).expect("there")[0] = 9, &format!("format 9, this build reads {FORMAT}"));
     check(&|s| s.get_mut(&key(0)).expect("there").truncate(5), "table devices, key 0000000000");
     check(&|s| drop(s.remove(&key(0))), "no such device");
     check(&|s| drop(s.remove(&(StateTable::Hosts, vec![0, 0, 0, 0]))), "without a hole");

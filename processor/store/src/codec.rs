@@ -1,4 +1,4 @@
-//! Values: a version byte, then postcard; rows that carry announced facts are JSON, because those types leave absent fields out and
+//! Values: a byte for the encoding, then postcard; rows that carry announced facts are JSON, because those types leave absent fields out and
 //! postcard cannot tell that they are missing.
 
 use std::path::Path;
@@ -25,7 +25,8 @@ impl Unreadable {
     /// The same with the folder it was found in.
     pub fn at(self, path: &Path) -> Error {
         match self {
-            Self::Format(found) => Error::Format { path: path.to_owned(), found, known: FORMAT },
+            Self::Format(found) if found < FORMAT => Error::OlderFormat { path: path.to_owned(), found, known: FORMAT },
+            Self::Format(found) => Error::NewerFormat { path: path.to_owned(), found, known: FORMAT },
             Self::Damaged(detail) => Error::Damaged { path: path.to_owned(), detail },
         }
     }
@@ -35,8 +36,8 @@ fn damaged(what: &str, detail: impl std::fmt::Display) -> Unreadable {
     Unreadable::Damaged(format!("{what}: {detail}"))
 }
 
-fn postcard_of<T: serde::Serialize>(version: u8, value: &T) -> Vec<u8> {
-    postcard::to_extend(value, vec![version]).expect("a vector grows, and plain structs always serialise")
+fn postcard_of<T: serde::Serialize>(encoding: u8, value: &T) -> Vec<u8> {
+    postcard::to_extend(value, vec![encoding]).expect("a vector grows, and plain structs always serialise")
 }
 
 /// A row's value.
@@ -59,7 +60,7 @@ pub fn row(key: &[u8], value: &[u8]) -> Result<PlacedRow, Unreadable> {
     let row = match value {
         [POSTCARD, rest @ ..] => postcard::from_bytes(rest).map_err(|error| damaged("row", error))?,
         [JSON, rest @ ..] => serde_json::from_slice(rest).map_err(|error| damaged("row", error))?,
-        [version, ..] => return Err(Unreadable::Format(u32::from(*version))),
+        [encoding, ..] => return Err(damaged("row", format!("encoding {encoding}"))),
         [] => return Err(damaged("row", "no bytes")),
     };
     Ok(PlacedRow { position, ordinal, row })
@@ -74,7 +75,7 @@ pub fn encode_output(output: &Output) -> Vec<u8> {
 pub fn output(value: &[u8]) -> Result<Output, Unreadable> {
     match value {
         [POSTCARD, rest @ ..] => postcard::from_bytes(rest).map_err(|error| damaged("output", error)),
-        [version, ..] => Err(Unreadable::Format(u32::from(*version))),
+        [encoding, ..] => Err(damaged("output", format!("encoding {encoding}"))),
         [] => Err(damaged("output", "no bytes")),
     }
 }

@@ -19,11 +19,19 @@ pub enum Error {
         /// What was found.
         detail: String,
     },
-    /// Stop: the data is good, this build is the wrong one.
-    #[error(
-        "store {path} has format {found}, this build reads format {known}: run the build that wrote it, or move the folder away to fold the log again"
-    )]
-    Format {
+    /// Set aside, and make the state anew: an older build wrote it.
+    #[error("store {path} has format {found}, this build reads format {known}")]
+    OlderFormat {
+        /// Folder.
+        path: PathBuf,
+        /// What stands there.
+        found: u32,
+        /// What is understood.
+        known: u32,
+    },
+    /// Stop: the data is good, this build is too old for it.
+    #[error("store {path} has format {found}, this build reads format {known}: run the build that wrote it, or a newer one")]
+    NewerFormat {
         /// Folder.
         path: PathBuf,
         /// What stands there.

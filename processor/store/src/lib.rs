@@ -1,8 +1,9 @@
 //! The fold's checkpoint in RocksDB: state, rows and outputs with their position, in one batch. It is a cache of the log: it may be
 //! deleted at any time, and what is damaged is set aside and rebuilt. SQL never reads it.
 //!
-//! Read in this order: [`key`] (how keys are laid out), [`codec`] (how values are), [`Store`].
+//! Read in this order: [`key`] (how keys are laid out), [`codec`] (how values are), [`Store`], [`mod@checkpoint`] (copies of it).
 
+pub mod checkpoint;
 pub mod codec;
 mod error;
 pub mod key;
@@ -21,8 +22,8 @@ use serde::{Deserialize, Serialize};
 
 pub use error::Error;
 
-/// The layout this build reads and writes.
-pub const FORMAT: u32 = 1;
+/// The format this build reads and writes.
+pub use plimsoll_fold::durable::FORMAT;
 
 const ROWS: &str = "rows";
 const OUTPUTS: &str = "outputs";
@@ -78,18 +79,25 @@ impl Store {
         Ok(Self { db: Arc::new(db), path: path.to_owned() })
     }
 
+    /// The last commit; `None` in a fresh database.
+    pub fn last_commit(&self) -> Result<Option<Commit>, Error> {
+        let Some(bytes) = self.get(COMMIT_KEY)? else { return Ok(None) };
+        codec::commit(&bytes).map(Some).map_err(|error| error.at(&self.path))
+    }
+
     /// The last commit and every entry of the state at it; `None` in a fresh database.
     pub fn load(&self) -> Result<Option<(Commit, Vec<Entry>)>, Error> {
-        let Some(bytes) = self.get(COMMIT_KEY)? else { return Ok(None) };
-        let commit = codec::commit(&bytes).map_err(|error| error.at(&self.path))?;
-        let mut entries = Vec::new();
-        for &table in StateTable::ALL {
-            for item in self.db.iterator_cf(self.cf(table.name()), IteratorMode::Start) {
-                let (key, value) = item.map_err(|error| self.broken(error))?;
-                entries.push(Entry { table, key: key.into_vec(), value: Some(value.into_vec()) });
-            }
-        }
+        let Some(commit) = self.last_commit()? else { return Ok(None) };
+        let entries = StateTable::ALL.iter().flat_map(|&table| self.entries(table, &[])).collect::<Result<_, _>>()?;
         Ok(Some((commit, entries)))
+    }
+
+    /// The entries of a table of state from a key on, in order.
+    pub fn entries(&self, table: StateTable, from: &[u8]) -> impl Iterator<Item = Result<Entry, Error>> {
+        self.db.iterator_cf(self.cf(table.name()), IteratorMode::From(from, Direction::Forward)).map(move |item| {
+            let (key, value) = item.map_err(|error| self.broken(error))?;
+            Ok(Entry { table, key: key.into_vec(), value: Some(value.into_vec()) })
+        })
     }
 
     /// Writes one commit: state, rows, outputs and position stand together or not at all. No fsync: a tail lost in a power cut is folded again.

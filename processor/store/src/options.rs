@@ -1,6 +1,6 @@
 //! RocksDB's settings: bounded memory, lz4, no merge operators.
 
-use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, LogLevel, Options};
+use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, InfoLogger, LogLevel, Options};
 
 const BLOCK_CACHE_BYTES: usize = 64 << 20;
 const WRITE_BUFFERS_BYTES: usize = 64 << 20;
@@ -21,6 +21,14 @@ pub fn database() -> Options {
     options.set_log_level(LogLevel::Warn);
     // A torn tail of the write-ahead log is cut at the last whole batch: the state is then an older commit, which is a correct state.
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    options
+}
+
+/// Settings for a database that is only read: nothing is created, and its folder gets no log of ours.
+pub fn reading() -> Options {
+    let mut options = Options::default();
+    options.set_max_open_files(OPEN_FILES);
+    options.set_info_logger(InfoLogger::new_stderr_logger(LogLevel::Fatal, None::<&str>));
     options
 }
 

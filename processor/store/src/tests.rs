@@ -188,14 +188,51 @@ fn a_flipped_byte_is_an_error_and_never_a_wrong_value() {
 }
 
 #[test]
-fn an_unknown_format_is_refused_by_name() {
+fn another_format_is_refused_by_name_and_the_error_says_which_is_newer() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();
-    let mut bytes = codec::encode_commit(&commit_at(1));
-    bytes[3] = 99;
-    store.db.put_cf(store.cf(COMMIT), COMMIT_KEY, bytes).unwrap();
-    let error = store.load().expect_err("format 99").to_string();
-    assert!(error.contains("format 99") && error.contains("format 1"), "{error}");
+    let check = |format: u32, newer: bool| {
+        let mut bytes = codec::encode_commit(&commit_at(1));
+        bytes[..4].copy_from_slice(&format.to_be_bytes());
+        store.db.put_cf(store.cf(COMMIT), COMMIT_KEY, bytes).unwrap();
+        let error = store.load().expect_err("another format");
+        assert_eq!((matches!(error, Error::OlderFormat { .. }), matches!(error, Error::NewerFormat { .. })), (!newer, newer), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("format {format}")) && text.contains(&format!("format {FORMAT}")), "{text}");
+    };
+    check(99, true);
+    check(FORMAT - 1, false);
+}
+
+#[test]
+fn a_checkpoint_is_a_commit_of_its_own_while_the_store_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (live, copy) = (folder.path().join("live"), folder.path().join("copy"));
+    let store = Store::open(&live).unwrap();
+    write(&store, 1..=3);
+    store.checkpoint(&copy).unwrap();
+    let files = |path: &Path| fs::read_dir(path).unwrap().map(|file| file.unwrap().file_name()).collect::<std::collections::BTreeSet<_>>();
+    let before = files(&copy);
+    write(&store, 4..=5);
+    let read = Store::open_read_only(&copy).unwrap();
+    assert_eq!(read.load().unwrap(), Some((commit_at(3), vec![entry(3)])));
+    assert_eq!(places(&read, 2, 9), [(3, 0), (3, 1)]);
+    assert_ne!(read.digest().unwrap(), store.digest().unwrap());
+    drop(read);
+    assert_eq!(files(&copy), before, "reading leaves nothing behind");
+    let own = Store::open(&copy).unwrap();
+    write(&own, 4..=5);
+    assert_eq!((own.load().unwrap(), own.digest().unwrap()), (store.load().unwrap(), store.digest().unwrap()));
+}
+
+#[test]
+fn a_store_in_use_can_be_read_and_what_is_none_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let live = folder.path().join("live");
+    let store = Store::open(&live).unwrap();
+    write(&store, 1..=2);
+    assert_eq!(Store::open_read_only(&live).unwrap().last_commit().unwrap(), Some(commit_at(2)));
+    assert!(matches!(Store::open_read_only(&folder.path().join("none")), Err(Error::Damaged { .. } | Error::Unavailable { .. })));
 }
 
 /// Cuts the write-ahead log at every length: what is found is always one of the commits, whole.

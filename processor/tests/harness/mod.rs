@@ -142,6 +142,33 @@ impl Broker {
         context.create_stream(config).await.unwrap();
     }
 
+    /// A message of the LOG: subject, payload, append time (ns UTC).
+    pub async fn log_message(&self, sequence: u64) -> (String, Vec<u8>, i64) {
+        let message = jetstream::new(self.client.clone()).get_stream(LOG).await.unwrap().get_raw_message(sequence).await.unwrap();
+        (message.subject.to_string(), message.payload.to_vec(), message.time.unix_timestamp_nanos() as i64)
+    }
+
+    /// The last sequence of the LOG.
+    pub async fn log_len(&self) -> u64 {
+        jetstream::new(self.client.clone()).get_stream(LOG).await.unwrap().cached_info().state.last_sequence
+    }
+
+    /// Takes everything before a sequence out of the LOG, as its limits do with time.
+    pub async fn trim_log(&self, first: u64) {
+        let stream = jetstream::new(self.client.clone()).get_stream(LOG).await.unwrap();
+        stream.purge().sequence(first).await.unwrap();
+    }
+
+    /// The exact bytes of all outputs.
+    pub async fn out_bytes(&self) -> Vec<Vec<u8>> {
+        let stream = jetstream::new(self.client.clone()).get_stream(OUT).await.unwrap();
+        let mut all = Vec::new();
+        for sequence in 1..=stream.cached_info().state.last_sequence {
+            all.push(stream.get_raw_message(sequence).await.unwrap().payload.to_vec());
+        }
+        all
+    }
+
     /// How many outputs stand in OUT.
     pub async fn out_len(&self) -> u64 {
         jetstream::new(self.client.clone()).get_stream(OUT).await.unwrap().cached_info().state.last_sequence
@@ -266,6 +293,19 @@ fn gpu(slot: u8) -> Gpu {
         power_limit_max_mw: None,
         slowdown_temperature_mk: None,
     }
+}
+
+/// Runs one of the processor's tools to its end: exit code 0, standard output and standard error.
+pub fn tool(broker: &Broker, data: &Path, arguments: &[&str]) -> (bool, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_plimsoll-processor"))
+        .args(arguments)
+        .args(["--nats", &broker.url, "--output", "json"])
+        .arg("--data-dir")
+        .arg(data)
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.success(), text(output.stdout), text(output.stderr))
 }
 
 /// The real binary.
