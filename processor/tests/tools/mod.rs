@@ -78,7 +78,7 @@ async fn what_stands_in_a_store_a_checkpoint_and_a_record_can_be_looked_at() {
     };
     let tables = lines(&["inspect", "tables"]);
     let count = |name: &str| tables.iter().find(|line| line["table"] == name).unwrap_or_else(|| panic!("no {name}"))["value"].as_u64().unwrap();
-    assert_eq!((count("state.hosts"), count("state.leases"), count("outputs")), (1, 2, broker.out_len().await));
+    assert_eq!((count("state.hosts"), count("state.requests"), count("outputs")), (1, 2, broker.out_len().await));
     for table in tables.iter().map(|line| line["table"].as_str().unwrap()) {
         lines(&["inspect", "table", table]);
     }
