@@ -76,6 +76,6 @@ mod tests {
     fn progress_reads_the_same_to_people_and_programs() {
         assert_eq!(bar(50, 200, 25.0, Some(66)), "[#######.......................]  25 %  50 / 200 records  25/s  01:06 left ");
         assert_eq!(bar(0, 0, 0.0, None), "[##############################] 100 %  0 / 0 records  0/s  --:-- left ");
-        assert_eq!(line(50, 200, 25.4, None), "{\"done\":50,\"eta_s\":null,\"event\":\"progress\",\"records_per_s\":25.0,\"total\":200}\n");
+        assert_eq!(line(50, 200, 25.4, None), "{\"event\":\"progress\",\"done\":50,\"total\":200,\"records_per_s\":25.0,\"eta_s\":null}\n");
     }
 }
