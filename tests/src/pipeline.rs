@@ -109,10 +109,29 @@ impl Up {
         Ok(i32::try_from(pid)?)
     }
 
+    /// Sends a signal to `plimsoll up` itself: stopped, it starts nothing again.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = self.child.id().context("still running")?;
+        kill(Pid::from_raw(i32::try_from(pid)?), signal).with_context(|| format!("{signal} to plimsoll up"))
+    }
+
+    /// Sends a signal to the newest life of a part.
+    pub fn signal_part(&self, part: &str, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(self.pid(part)?), signal).with_context(|| format!("{signal} to {part}"))
+    }
+
+    /// The sum of a metric of a service over its label sets.
+    pub async fn metric(&self, service: &str, name: &str) -> Result<f64> {
+        let url = format!("{}/metrics", self.address(service)?);
+        let fetch = move || anyhow::Ok(ureq::get(&url).call()?.body_mut().read_to_string()?);
+        let text = tokio::task::spawn_blocking(fetch).await??;
+        Ok(text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
     /// Kills a part with SIGKILL and waits until it is started again. Returns the new process id.
     pub async fn kill_part(&self, part: &str) -> Result<i32> {
         let old = self.pid(part)?;
-        kill(Pid::from_raw(old), Signal::SIGKILL).with_context(|| format!("kill {part}"))?;
+        self.signal_part(part, Signal::SIGKILL)?;
         eventually(async || {
             let new = self.pid(part)?;
             ensure!(new != old, "{part} was not started again");
@@ -123,8 +142,7 @@ impl Up {
 
     /// Asks it to stop and checks that it ends in good order.
     pub async fn stop(mut self) -> Result<()> {
-        let pid = self.child.id().context("still running")?;
-        kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGTERM)?;
+        self.signal(Signal::SIGTERM)?;
         let status = timeout(PATIENCE, self.child.wait()).await.context("did not stop in time")??;
         ensure!(status.success(), "plimsoll up ended with {status}");
         Ok(())

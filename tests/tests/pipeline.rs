@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use plimsoll_tests::oracle::{Oracle, Window};
 use plimsoll_tests::pipeline::{Up, eventually, nats_server};
+use plimsoll_tests::wire::Frame;
 use tokio_postgres::Row;
 
 const LOG: &str = "PLIMSOLL_local_LOG";
@@ -181,6 +183,88 @@ async fn killing_any_part_loses_no_window_and_repeats_no_output() -> Result<()> 
     eprintln!("{agreed} windows agree with the log after five kills; {} frames stood twice in the log", oracle.duplicates);
     ensure!(oracle.strangers == 0, "{} frames name an inventory nobody sent", oracle.strangers);
     eprintln!("OUT holds {} outputs, dense", out_is_dense(&up).await?);
+    up.stop().await
+}
+
+/// (UUID, start in seconds) → (expected, received), as SQL shows it.
+async fn coverage(client: &tokio_postgres::Client) -> Result<BTreeMap<(String, i64), (i64, i64)>> {
+    let sql = "SELECT d.device_uuid, w.window_at, w.expected::bigint, w.received::bigint \
+               FROM gpu_windows_10s w JOIN devices d ON d.device_key = w.device_key WHERE d.valid_to IS NULL";
+    let read = |row: &Row| {
+        let start = row.try_get::<_, SystemTime>(1)?.duration_since(UNIX_EPOCH)?.as_secs() as i64;
+        anyhow::Ok(((row.try_get(0)?, start), (row.try_get(2)?, row.try_get(3)?)))
+    };
+    client.query(sql, &[]).await?.iter().map(read).collect()
+}
+
+/// How many frames of each agent's life stand in the log.
+async fn frames_by_epoch(up: &Up) -> Result<BTreeMap<u64, u64>> {
+    let mut epochs = BTreeMap::new();
+    for (_, subject, payload) in up.stream(LOG).await? {
+        if subject.split('.').nth(3) == Some("sample") {
+            *epochs.entry(Frame::read(&payload)?.epoch).or_default() += 1;
+        }
+    }
+    Ok(epochs)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_agent_had_not_published_is_expected_and_not_received() -> Result<()> {
+    need_broker!();
+    const GPUS: i64 = 2;
+    let folder = tempfile::tempdir()?;
+    let up = Up::start(folder.path(), &["--hosts", "2", "--gpus", "2"]).await?;
+    let before_s = eventually(async || {
+        let sql = coverage(&up.postgres().await?).await?;
+        ensure!(sql.len() >= 8, "no whole window has closed for every GPU");
+        sql.into_keys().map(|(_, start)| start).max().context("a window")
+    })
+    .await?;
+    // Nothing is started again while the broker is gone, so what the agent reads stays in its memory, and dies with it.
+    up.signal(Signal::SIGSTOP)?;
+    up.signal_part("nats", Signal::SIGKILL)?;
+    eventually(async || {
+        let waiting = up.metric("agent", "plimsoll_agent_buffer_records").await?;
+        ensure!(waiting >= 12.0, "only {waiting} records wait in the agent");
+        Ok(())
+    })
+    .await?;
+    let ticks = up.metric("agent", "plimsoll_agent_ticks_total").await? as u64;
+    up.signal_part("agent", Signal::SIGKILL)?;
+    up.signal(Signal::SIGCONT)?;
+
+    let client = eventually(async || up.postgres().await).await?;
+    let sql = eventually(async || {
+        let sql = coverage(&client).await?;
+        let epochs = frames_by_epoch(&up).await?;
+        ensure!(epochs.len() == 2, "no frame of the agent's second life: {epochs:?}");
+        let after = || sql.iter().filter(|((_, start), _)| *start > before_s);
+        let short_s = after().filter(|(_, (expected, received))| received < expected).map(|((_, start), _)| *start).min().context("no short window")?;
+        let whole = after().filter(|((_, start), (expected, received))| *start > short_s && received >= expected).count();
+        ensure!(whole >= 4, "no whole window since the kill for every GPU");
+        Ok(sql)
+    })
+    .await?;
+    let published = frames_by_epoch(&up).await?.into_values().next().context("frames of the first life")?;
+    let lost = i64::try_from(ticks.checked_sub(published).context("more frames in the log than ticks were read")?)?;
+    ensure!(lost >= 10, "{ticks} ticks were read and {published} published: nothing was lost with the agent");
+
+    let oracle = oracle_of(&up).await?;
+    let (mut missing, mut short) = (0, 0);
+    for ((uuid, start), (expected, received)) in &sql {
+        let raw = oracle.window(uuid, 10, *start).map_or(0, |window| window.received);
+        ensure!(*received == raw, "{uuid} {start}: SQL counts {received} samples, the log holds {raw}");
+        if *start > before_s && received < expected {
+            missing += expected - received;
+            short += 1;
+        }
+    }
+    eprintln!("{lost} frames died with the agent: {short} windows lack {missing} samples, as many as the log");
+    ensure!(missing >= lost * GPUS, "the windows lack {missing} samples, {} died with the agent", lost * GPUS);
+    for uuid in oracle.gpus() {
+        let starts: Vec<i64> = sql.keys().filter(|(of, _)| of == uuid).map(|(_, start)| *start).collect();
+        ensure!(starts.windows(2).all(|pair| pair[1] - pair[0] == 10), "a window of {uuid} is missing: {starts:?}");
+    }
     up.stop().await
 }
 
