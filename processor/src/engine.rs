@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use plimsoll_fold::{Effects, LOGIC, State};
 use plimsoll_schemas::control::{Check, Control};
+use plimsoll_schemas::ctl::Repair;
 use plimsoll_schemas::id::Position;
 use plimsoll_schemas::out::Output;
 use plimsoll_schemas::record::{Body, Record};
@@ -26,6 +27,7 @@ use crate::follow::Mark;
 use crate::health::{Health, LAG_MAX};
 use crate::log::Batch;
 use crate::metrics::{Metrics, signed};
+use crate::repair;
 use crate::role::Seen;
 use crate::seal::Order;
 use crate::tail::{Applied, Ask, Chunk, StatusReport, Subscribers};
@@ -106,6 +108,8 @@ pub struct Wires {
     pub asks: mpsc::Receiver<Ask>,
     /// Seals are ordered here.
     pub seals: mpsc::Sender<Order>,
+    /// Agents are asked for what is missing here.
+    pub repairs: mpsc::Sender<Repair>,
     /// The store.
     pub store: Store,
     /// Readiness.
@@ -231,6 +235,8 @@ impl Engine {
         self.wires.metrics.position.set(signed(self.mark.position.sequence));
         self.wires.health.folded(self.mark.position.sequence);
         self.wires.metrics.lag.set(signed(self.wires.health.lag()));
+        let live = *self.wires.active.borrow() && self.wires.health.lag() < LAG_MAX;
+        repair::hand_on(&mut self.effects.repairs, live, &self.wires.repairs, &self.wires.metrics);
         if self.fresh.len() >= CHUNK_ROWS {
             self.cut_chunk();
         }

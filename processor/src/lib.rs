@@ -1,8 +1,8 @@
 //! The processor of one cell: log → fold → store, outputs, tail and archive.
 //!
 //! Read in this order: what it is told ([`config`]) and shows ([`metrics`], [`health`]); what a replica decides without I/O: what it
-//! reads ([`follow`]), who is active ([`role`]), what is published ([`chain`]), whether they agree ([`checks`]); the two streams ([`streams`], [`log`], [`out`], [`tick`]);
-//! the archive ([`seal`]), the [`mod@checkpoint`]s and the [`tail`]; the loop that ties them ([`engine`]); [`run`] connects all of it.
+//! reads ([`follow`]), who is active ([`role`]), what is published ([`chain`]), whether they agree ([`checks`]); the two streams ([`streams`], [`log`], [`out`], [`tick`])
+//! and what agents are asked for ([`repair`]); the archive ([`seal`]), the [`mod@checkpoint`]s and the [`tail`]; the loop that ties them ([`engine`]); [`run`] connects all of it.
 
 pub mod config;
 pub mod error;
@@ -15,6 +15,7 @@ pub mod checks;
 pub mod streams;
 pub mod log;
 pub mod out;
+pub mod repair;
 pub mod tick;
 pub mod seal;
 pub mod checkpoint;
@@ -116,6 +117,7 @@ struct Opened {
     active: watch::Receiver<bool>,
     sealer: Sealer,
     checkpointer: Checkpointer,
+    streams: Streams,
     health: Health,
     metrics: Metrics,
 }
@@ -137,7 +139,7 @@ async fn open(config: &Config, health: Health, metrics: Metrics) -> Result<Opene
     let checkpointer = checkpointer(config, &store, &streams, active.clone(), &health, &metrics)?;
     let (publisher, acked) = Publisher::new(streams.clone(), standing, active.clone(), health.clone(), metrics.clone());
     let start = Start { state, mark, out_seq, outbox, sealed };
-    Ok(Opened { store, start, reader, publisher, acked, ticker, active, sealer, checkpointer, health, metrics })
+    Ok(Opened { store, start, reader, publisher, acked, ticker, active, sealer, checkpointer, streams, health, metrics })
 }
 
 fn checkpointer(
@@ -166,12 +168,13 @@ fn checkpointer(
 
 /// Starts every part and ties them with bounded queues.
 fn connect(config: &Config, tail: TcpListener, opened: Opened, parts: &mut Parts, stop: &CancellationToken) {
-    let Opened { store, start, reader, publisher, acked, ticker, active, sealer, checkpointer, health, metrics } = opened;
+    let Opened { store, start, reader, publisher, acked, ticker, active, sealer, checkpointer, streams, health, metrics } = opened;
     let (log_sender, log) = mpsc::channel(log::QUEUE_BATCHES);
     let (out, outputs) = mpsc::channel(out::QUEUE_OUTPUTS);
     let (asks_sender, asks) = mpsc::channel(tail::QUEUE_ASKS);
     let (seals, orders) = mpsc::channel(1);
     let (said, to_say) = mpsc::channel(tick::QUEUE_SAID);
+    let (repairs, wanted) = mpsc::channel(repair::QUEUE_REPAIRS);
 
     parts.start("the reader", reader.run(log_sender, stop.clone()));
     parts.start(PUBLISHER, publisher.run(outputs));
@@ -181,6 +184,11 @@ fn connect(config: &Config, tail: TcpListener, opened: Opened, parts: &mut Parts
         checkpointing.await;
         Ok(())
     });
+    let asking = repair::run(config.cell.clone(), wanted, streams, metrics.clone());
+    parts.start("the asker", async move {
+        asking.await;
+        Ok(())
+    });
     let ticking = ticker.run(to_say, stop.clone());
     parts.start("the ticker", async move {
         ticking.await;
@@ -188,7 +196,7 @@ fn connect(config: &Config, tail: TcpListener, opened: Opened, parts: &mut Parts
     });
     let serving = tail::serve(tail, Tail::new(config.cell.clone(), store.clone(), asks_sender, metrics.clone()), parts.closing.clone());
     parts.start("the tail", async move { serving.await.map_err(|error| Error::PartEnded { part: "the tail", detail: error.to_string() }) });
-    let wires = Wires { log, out, acked, active, said, asks, seals, store, health, metrics, replica: config.replica() };
+    let wires = Wires { log, out, acked, active, said, asks, seals, repairs, store, health, metrics, replica: config.replica() };
     parts.start(LOOP, Engine::new(start, wires).run(config.commit_interval(), config.seal_interval(), stop.clone()));
 }
 

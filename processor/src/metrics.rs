@@ -81,6 +81,12 @@ pub struct Metrics {
     pub active: Gauge,
     /// Times another replica said another hash than this one's.
     pub divergences: Counter,
+    /// Requests to agents for what is missing.
+    pub repairs_sent: Counter,
+    /// Such requests not sent: this replica is not the active one or catches up, the queue was full, the broker away. The fold asks again.
+    pub repairs_dropped: Counter,
+    /// Gaps open.
+    pub gaps_open: Gauge,
     /// Hosts known.
     pub hosts: Gauge,
     /// Hosts not heard from.
@@ -178,6 +184,13 @@ impl Metrics {
     }
 
     fn register_fleet(&self, all: &mut Registry) {
+        all.register("repairs_sent", "Requests to agents for records that are missing", self.repairs_sent.clone());
+        all.register(
+            "repairs_dropped",
+            "Such requests not sent: not the active replica, catching up, a full queue, or no connection; they are repeated",
+            self.repairs_dropped.clone(),
+        );
+        all.register("gaps_open", "Ranges of hosts' records that are missing and asked for", self.gaps_open.clone());
         all.register("hosts", "Hosts registered", self.hosts.clone());
         all.register("hosts_silent", "Hosts not heard from", self.hosts_silent.clone());
         all.register("devices", "GPUs registered", self.devices.clone());
@@ -192,6 +205,7 @@ impl Metrics {
 
     /// Shows the fold's own numbers.
     pub fn show(&self, summary: &plimsoll_fold::Summary) {
+        self.gaps_open.set(signed(summary.gaps_open));
         self.hosts.set(signed(summary.hosts));
         self.hosts_silent.set(signed(summary.hosts_silent));
         self.devices.set(signed(summary.devices));

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::ctl::Class;
 use crate::id::{GpuUuid, HostId, Slot};
 use crate::reason::Reason;
 use crate::time::{EventTime, rfc3339};
@@ -276,12 +277,18 @@ pub enum EventKind {
         /// For how long, ms.
         hung_ms: u64,
     },
-    /// Frames were given up before they were acknowledged: a bound was reached.
+    /// Records that will never come: given up before they were acknowledged because a bound was reached, or asked for and no longer kept.
     Gap {
-        /// First sequence lost (class sample).
+        /// First sequence lost.
         from_sequence: u64,
         /// Last sequence lost.
         to_sequence: u64,
+        /// Which numbering; absent = sample.
+        #[serde(default, skip_serializing_if = "Class::is_sample")]
+        class: Class,
+        /// The life that numbered them; absent = the event's own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        of_epoch: Option<u64>,
         /// Which bound.
         cause: String,
     },

@@ -4,6 +4,7 @@
 //! [`frame::Frame`]; everything else travels as JSON; a [`record::Record`] is any message of the log; a [`row::Row`] is what SQL shows.
 
 pub mod control;
+pub mod ctl;
 pub mod frame;
 pub mod id;
 pub mod inventory;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::ctl::Class;
 use crate::id::{CellId, DeviceKey, GpuUuid, HostId, Position, Slot, TenantId};
 use crate::reason::Reason;
 use crate::subject::OutSubject;
@@ -387,21 +388,47 @@ pub struct RejectedOut {
     pub raw: String,
 }
 
-/// Something is missing.
+/// What became of a gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GapState {
+    /// Something is missing and was asked for.
+    Opened,
+    /// It came.
+    Repaired,
+    /// It will not be folded any more.
+    Loss,
+}
+
+impl GapState {
+    /// The snake_case name in SQL.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Opened => "open",
+            Self::Repaired => "repaired",
+            Self::Loss => "loss",
+        }
+    }
+}
+
+/// Something is missing, or no longer is. What was opened is closed by ranges that together are the one opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Gap {
-    /// The host whose frames are missing; absent = the log itself.
+    /// The host whose records are missing; absent = the log itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<HostId>,
     /// The agent's life, for a host's gap.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u64>,
+    /// Which of the host's numberings, for a host's gap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<Class>,
     /// First sequence missing.
     pub from_sequence: u64,
     /// Last sequence missing.
     pub to_sequence: u64,
-    /// `opened`, `repaired` or `loss`.
-    pub state: String,
+    /// What became of it.
+    pub state: GapState,
     /// Why, as far as it is known.
     pub cause: String,
 }

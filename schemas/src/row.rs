@@ -1,12 +1,13 @@
 //! The rows that SQL shows, as the fold makes them. Column names, units and meaning are those of the SQL tables.
 //!
-//! Windows and events are appended once. Hosts, devices, leases and lease devices are versions: of one key the row with the
+//! Windows and events are appended once. Hosts, devices, leases, lease devices and gaps are versions: of one key the row with the
 //! greatest (position, ordinal) holds.
 
 use serde::{Deserialize, Serialize};
 
+use crate::ctl::Class;
 use crate::id::{DeviceKey, GpuUuid, HostId, Position, Slot, TenantId};
-use crate::out::{DeviceState, LeaseState, Outcome};
+use crate::out::{DeviceState, GapState, LeaseState, Outcome};
 use crate::reason::Reason;
 use crate::sketch::Sketch;
 use crate::time::{EventTime, LogTime};
@@ -37,6 +38,8 @@ pub enum Table {
     Rejected = 10,
     /// What happened to GPUs and hosts.
     DeviceEvents = 11,
+    /// What is missing: versions by key (host, epoch, class, from_seq).
+    Gaps = 12,
 }
 
 impl Table {
@@ -53,6 +56,7 @@ impl Table {
         Table::LeaseDevices,
         Table::Rejected,
         Table::DeviceEvents,
+        Table::Gaps,
     ];
 
     /// The name in SQL and in the archive.
@@ -69,6 +73,7 @@ impl Table {
             Table::LeaseDevices => "lease_devices",
             Table::Rejected => "rejected",
             Table::DeviceEvents => "device_events",
+            Table::Gaps => "gaps",
         }
     }
 
@@ -115,6 +120,8 @@ pub enum Row {
     Rejected(Box<RejectedRow>),
     /// Of `device_events`.
     DeviceEvent(Box<DeviceEventRow>),
+    /// Of `gaps`.
+    Gap(Box<GapRow>),
 }
 
 impl Row {
@@ -132,6 +139,7 @@ impl Row {
             Row::LeaseDevice(_) => Table::LeaseDevices,
             Row::Rejected(_) => Table::Rejected,
             Row::DeviceEvent(_) => Table::DeviceEvents,
+            Row::Gap(_) => Table::Gaps,
         }
     }
 }
@@ -473,6 +481,30 @@ pub struct DeviceEventRow {
     pub severity: String,
     /// For people.
     pub detail: Option<String>,
+}
+
+/// A range of sequences that was missing when it was opened, and what became of it. The ranges of one (host, epoch, class) are disjoint:
+/// a gap of which a part is lost goes on as the ranges around it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GapRow {
+    /// When it was opened (log time).
+    pub opened_at: LogTime,
+    /// Host; absent = the log itself.
+    pub host: Option<HostId>,
+    /// The agent's life; for the log its own epoch.
+    pub epoch: u64,
+    /// Which of the host's numberings; absent = the log's sequences.
+    pub class: Option<Class>,
+    /// First sequence.
+    pub from_seq: u64,
+    /// Last sequence.
+    pub to_seq: u64,
+    /// What became of it.
+    pub state: GapState,
+    /// Why, as far as it is known.
+    pub cause: String,
+    /// When it was repaired or lost (log time).
+    pub closed_at: Option<LogTime>,
 }
 
 /// A sample of the recent ring, as SQL's `samples` shows it.

@@ -94,6 +94,16 @@ impl OutSubject {
     }
 }
 
+/// Where requests to the agent of a host go. Not stored: no stream takes it.
+pub fn ctl(cell: &CellId, host: &HostId) -> String {
+    format!("{ROOT}.{cell}.ctl.{host}")
+}
+
+/// Requests to the agents of all hosts of a cell.
+pub fn ctl_all(cell: &CellId) -> String {
+    format!("{ROOT}.{cell}.ctl.*")
+}
+
 /// A stream of a cell: its name, what it takes and how long it keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamSettings {

@@ -239,7 +239,8 @@ async fn what_a_killed_agent_had_not_published_is_expected_and_not_received() ->
         let epochs = frames_by_epoch(&up).await?;
         ensure!(epochs.len() == 2, "no frame of the agent's second life: {epochs:?}");
         let after = || sql.iter().filter(|((_, start), _)| *start > before_s);
-        let short_s = after().filter(|(_, (expected, received))| received < expected).map(|((_, start), _)| *start).min().context("no short window")?;
+        let short_s =
+            after().filter(|(_, (expected, received))| received < expected).map(|((_, start), _)| *start).min().context("no short window")?;
         let whole = after().filter(|((_, start), (expected, received))| *start > short_s && received >= expected).count();
         ensure!(whole >= 4, "no whole window since the kill for every GPU");
         Ok(sql)

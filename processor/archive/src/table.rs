@@ -8,9 +8,11 @@ use std::sync::LazyLock;
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
+use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::id::CellId;
 use plimsoll_schemas::row::{
-    DecisionRow, DeviceEventRow, DeviceRow, HostRow, LeaseDeviceRow, LeaseRow, PlacedRow, RejectedRow, RequestRow, Row, SampleRow, Table, WindowRow,
+    DecisionRow, DeviceEventRow, DeviceRow, GapRow, HostRow, LeaseDeviceRow, LeaseRow, PlacedRow, RejectedRow, RequestRow, Row, SampleRow, Table,
+    WindowRow,
 };
 use plimsoll_schemas::sample::celsius;
 
@@ -50,6 +52,7 @@ pub fn batch(table: Table, cell: &CellId, rows: &[PlacedRow]) -> Result<RecordBa
         Table::LeaseDevices => build(table, cell, rows, &lease_devices(), |row| if let Row::LeaseDevice(row) = row { Some(row) } else { None }),
         Table::Rejected => build(table, cell, rows, &rejected(), |row| if let Row::Rejected(row) = row { Some(row) } else { None }),
         Table::DeviceEvents => build(table, cell, rows, &device_events(), |row| if let Row::DeviceEvent(row) = row { Some(row) } else { None }),
+        Table::Gaps => build(table, cell, rows, &gaps(), |row| if let Row::Gap(row) = row { Some(row) } else { None }),
     }
 }
 
@@ -71,6 +74,7 @@ pub const fn time_column(table: Table) -> &'static str {
         Table::LeaseDevices => "from_at",
         Table::Rejected => "logged_at",
         Table::DeviceEvents => "happened_at",
+        Table::Gaps => "opened_at",
     }
 }
 
@@ -82,6 +86,7 @@ pub const fn key_columns(table: Table) -> &'static [&'static str] {
         Table::Hosts => &["host", "valid_from"],
         Table::Leases => &["lease_id"],
         Table::LeaseDevices => &["lease_id", "device_key"],
+        Table::Gaps => &["host", "epoch", "class", "from_seq"],
         Table::PlacementRequests | Table::PlacementDecisions | Table::Rejected | Table::DeviceEvents => &[],
     }
 }
@@ -104,7 +109,8 @@ pub const fn window_seconds(table: Table) -> Option<i64> {
         | Table::Leases
         | Table::LeaseDevices
         | Table::Rejected
-        | Table::DeviceEvents => None,
+        | Table::DeviceEvents
+        | Table::Gaps => None,
     }
 }
 
@@ -119,6 +125,7 @@ fn make_schema(table: Table) -> SchemaRef {
         Table::LeaseDevices => column::schema(&lease_devices()),
         Table::Rejected => column::schema(&rejected()),
         Table::DeviceEvents => column::schema(&device_events()),
+        Table::Gaps => column::schema(&gaps()),
     }
 }
 
@@ -377,6 +384,21 @@ fn device_events() -> Vec<Column<DeviceEventRow>> {
         Column::new("severity", Get::Text(|r| Some(&r.row.severity)), "info, warn or fatal."),
         Column::new("detail", Get::Text(|r| r.row.detail.as_deref()), "For people."),
         stream_seq(),
+        cell(),
+    ])
+}
+
+fn gaps() -> Vec<Column<GapRow>> {
+    with_place([
+        Column::key("opened_at", Get::Time(|r| Some(r.row.opened_at.micros())), "When it was found missing, log time."),
+        Column::new("host", Get::Text(|r| Some(r.row.host.as_ref()?.as_str())), "Host whose records are missing; NULL = the log itself."),
+        Column::key("epoch", Get::Int64(|r| int64(r.row.epoch)), "The agent's life that numbered them; for the log its own epoch."),
+        Column::key("class", Get::Text(|r| Some(r.row.class.map_or("log", Class::code))), "Numbering: sample, event, or log."),
+        Column::key("from_seq", Get::Int64(|r| int64(r.row.from_seq)), "First sequence; the ranges of one numbering are disjoint."),
+        Column::new("to_seq", Get::Int64(|r| int64(r.row.to_seq)), "Last sequence."),
+        Column::new("state", Get::Text(|r| Some(r.row.state.code())), "open, repaired (all of it came), loss (none of it will be counted)."),
+        Column::new("cause", Get::Text(|r| Some(&r.row.cause)), "Why, as far as it is known."),
+        Column::new("closed_at", Get::Time(|r| Some(r.row.closed_at?.micros())), "When it was repaired or lost, log time; NULL = open."),
         cell(),
     ])
 }

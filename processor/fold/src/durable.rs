@@ -6,10 +6,11 @@
 //! | hosts | host 4 | host |
 //! | devices | device 4, part 1 (0 facts, 1 pulse) | facts or pulse |
 //! | panes | device 4, kind 1, tier 1, start 8 | open pane, late part or number of parts |
-//! | ranges | host 4, epoch 8, class 1 | ranges |
+//! | ranges | host 4, epoch 8, class 1 | ranges and gaps |
 //! | requests | number 8 | request seen |
 //! | leases | fence 8 | lease |
 
+use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::id::CellId;
 use plimsoll_schemas::row::Tier;
 use serde::Serialize;
@@ -18,7 +19,7 @@ use siphasher::sip::SipHasher24;
 use std::hash::Hasher;
 
 use crate::State;
-use crate::ranges::{Class, Entry as RangesEntry, Ranges};
+use crate::ranges::{Entry as RangesEntry, Ranges};
 use crate::registry::{Device, Facts, Host, LatePane, Pulse};
 use crate::timers::Timer;
 use crate::window::Pane;
@@ -26,7 +27,7 @@ use crate::window::Pane;
 /// Version of everything that is stored: the shape of state entries, rows and outputs. It grows with every change of shape; a store of
 /// an older format is set aside and rebuilt, one of a newer format is refused. What the fold *does* has a version of its own,
 /// [`crate::LOGIC`].
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 /// First byte of every value.
 const VERSION: u8 = FORMAT as u8;
 
@@ -271,6 +272,9 @@ impl State {
             host.dirty = false;
             self.behind.insert((host.closed_ns, number));
             self.wait_for_silence(number);
+            if let Some(at_ns) = self.gap_deadline(number) {
+                self.timers.set(at_ns, Timer::Gap(number));
+            }
         }
         for number in 0..self.registry.devices.len() as u32 {
             let device = &mut self.registry.devices[number as usize];

@@ -1,5 +1,6 @@
 //! Where the effects of one record go: rows and outputs numbered as they come, and the rolling hash over all of them.
 
+use plimsoll_schemas::ctl::Repair;
 use plimsoll_schemas::id::{CellId, Position};
 use plimsoll_schemas::out::{Output, Payload};
 use plimsoll_schemas::row::{PlacedRow, Row};
@@ -70,7 +71,14 @@ impl<'a> Emit<'a> {
         match &row {
             // Announced facts leave absent fields out, which postcard cannot show.
             Row::Device(_) | Row::Host(_) => serde_json::to_writer(&mut self.scratch, &row).expect(plain),
-            Row::Window(..) | Row::Request(_) | Row::Decision(_) | Row::Lease(_) | Row::LeaseDevice(_) | Row::Rejected(_) | Row::DeviceEvent(_) => {
+            Row::Window(..)
+            | Row::Request(_)
+            | Row::Decision(_)
+            | Row::Lease(_)
+            | Row::LeaseDevice(_)
+            | Row::Rejected(_)
+            | Row::DeviceEvent(_)
+            | Row::Gap(_) => {
                 self.scratch = postcard::to_extend(&row, std::mem::take(&mut self.scratch)).expect(plain);
             }
         }
@@ -86,6 +94,11 @@ impl<'a> Emit<'a> {
         self.out_ordinal += 1;
         self.hasher.write(&output.bytes);
         self.effects.outputs.push(output);
+    }
+
+    /// Wishes that an agent is asked for what is missing.
+    pub fn repair(&mut self, repair: Repair) {
+        self.effects.repairs.push(repair);
     }
 
     /// The id and number of the next decision: `<cell>-<log epoch>-<sequence>-<ordinal>`, where the ordinal is that of its output.

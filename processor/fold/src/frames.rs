@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::frame::{Frame, Tick};
 use plimsoll_schemas::id::DeviceKey;
 use plimsoll_schemas::reason::Reason;
@@ -14,7 +15,7 @@ use crate::clock::floor;
 use crate::emit::Emit;
 use crate::late::{BACKFILL_NS_MAX, LATE_NS_MAX};
 use crate::liveness::stale_ns;
-use crate::ranges::{Class, Seen};
+use crate::ranges::Seen;
 use crate::refuse::Refusal;
 use crate::registry::{Current, NO_DEVICE, Recent, Silence};
 use crate::window::{Arrival, PANE_NS};
@@ -64,7 +65,7 @@ impl State {
         let Some(host) = self.registry.host_number(&frame.host) else {
             return self.refuse_frame(None, frame, samples, Reason::DeviceNotRegistered, emit);
         };
-        match self.mark(host, frame.epoch, Class::Sample, frame.sequence) {
+        match self.mark(host, frame.epoch, Class::Sample, frame.sequence, emit) {
             Seen::New => {}
             Seen::Duplicate => return self.duplicate(host, frame, samples),
             Seen::Forgotten => return self.refuse_frame(Some(host), frame, samples, Reason::LimitReached, emit),
@@ -243,15 +244,6 @@ impl State {
                 }
             }
         }
-    }
-
-    /// Marks a sequence of a host as folded.
-    pub(crate) fn mark(&mut self, host: u32, epoch: u64, class: Class, sequence: u64) -> Seen {
-        let state = self.registry.host_mut(host);
-        let seen = state.ranges.insert(epoch, class, sequence);
-        let dropped = state.ranges.shrink();
-        self.dropped_ranges.extend(dropped.into_iter().map(|(epoch, class)| (host, epoch, class)));
-        seen
     }
 
     /// What the agent refused on the host, as far as the frame lists it.

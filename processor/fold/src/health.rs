@@ -1,10 +1,9 @@
 //! What happens on a host: XIDs, lost and returned GPUs, frames given up. Hardware faults gate placement, application errors do not.
 
+use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::inventory::{EventKind, HostEvent, Remap};
-use plimsoll_schemas::out::{Gap, Payload};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::row::{DeviceEventRow, Row, Tier};
-use plimsoll_schemas::subject::OutSubject;
 use plimsoll_schemas::time::EventTime;
 
 use crate::State;
@@ -12,7 +11,7 @@ use crate::clock::floor;
 use crate::emit::Emit;
 use crate::faults::Faults;
 use crate::late::BACKFILL_NS_MAX;
-use crate::ranges::{Class, Seen};
+use crate::ranges::Seen;
 use crate::refuse::Refusal;
 use crate::registry::Health;
 use crate::state_time::Cause;
@@ -25,7 +24,7 @@ impl State {
         let Some(host) = self.registry.host_number(&event.host) else {
             return self.refuse_event(None, event, Reason::DeviceNotRegistered, event.host.to_string(), emit);
         };
-        if self.mark(host, event.epoch, Class::Event, event.sequence) != Seen::New {
+        if self.mark(host, event.epoch, Class::Event, event.sequence, emit) != Seen::New {
             return;
         }
         let number = match &event.uuid {
@@ -50,8 +49,9 @@ impl State {
                 self.note_ecc(number, *volatile, Some(&detail), emit);
             }
             (EventKind::Remap { state, rows }, Some(number)) => self.remap(number, *state, *rows, event, emit),
-            (EventKind::Gap { from_sequence, to_sequence, cause }, _) => {
-                self.given_up(host, event, *from_sequence, *to_sequence, cause, emit);
+            (&EventKind::Gap { from_sequence, to_sequence, class, of_epoch, ref cause }, _) => {
+                let epoch = of_epoch.unwrap_or(event.epoch);
+                self.given_up(host, event, (epoch, class), (from_sequence, to_sequence), cause, emit);
             }
             (EventKind::Refused { reason, raw }, number) => {
                 let device = number.map(|d| self.registry.devices[d as usize].facts.key);
@@ -148,26 +148,15 @@ impl State {
         })));
     }
 
-    /// Frames that the agent gave up count as dealt with, and are named.
-    fn given_up(&mut self, host: u32, event: &HostEvent, from: u64, to: u64, cause: &str, emit: &mut Emit<'_>) {
+    /// What the agent no longer has counts as dealt with; what of it was missing is lost.
+    fn given_up(&mut self, host: u32, event: &HostEvent, of: (u64, Class), (from, to): (u64, u64), cause: &str, emit: &mut Emit<'_>) {
         if from == 0 || from > to {
             return self.refuse_event(Some(host), event, Reason::Inconsistent, format!("gap {from}..={to}"), emit);
         }
-        let state = self.registry.host_mut(host);
-        let new = state.ranges.entry(event.epoch, Class::Sample).map_or(0, |entry| {
-            entry.dirty = true;
-            entry.ranges.add(from, to)
-        });
-        self.event_row(None, event, None, "warn", Some(format!("{from}..={to}, {new} never seen: {cause}")), emit);
-        let gap = Gap {
-            host: Some(event.host.clone()),
-            epoch: Some(event.epoch),
-            from_sequence: from,
-            to_sequence: to,
-            state: "loss".to_owned(),
-            cause: cause.to_owned(),
-        };
-        emit.out(&OutSubject::Gap, Payload::Gap(gap));
+        let (epoch, class) = of;
+        let lost = self.lose(host, epoch, class, (from, to), cause, emit);
+        let detail = format!("{} {from}..={to} of epoch {epoch}, {lost} never seen: {cause}", class.code());
+        self.event_row(None, event, None, "warn", Some(detail), emit);
     }
 
     fn event_row(&self, number: Option<u32>, event: &HostEvent, code: Option<i32>, severity: &str, detail: Option<String>, emit: &mut Emit<'_>) {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::id::Slot;
 use plimsoll_schemas::inventory::{Gpu, Inventory};
 use plimsoll_schemas::out::DeviceState;
@@ -14,7 +15,7 @@ use crate::clock::floor;
 use crate::emit::Emit;
 use crate::faults::Faults;
 use crate::frames::INTERVAL_MS_MAX;
-use crate::ranges::{Class, HostRanges, Seen};
+use crate::ranges::{HostRanges, Seen};
 use crate::refuse::{Limiter, Refusal};
 use crate::registry::{DEVICES_MAX, Facts, HOSTS_MAX, Health, Host, HostFacts, INVENTORIES_MAX, Known, NO_DEVICE, Pulse, Silence, Use};
 use crate::state_time::Cause;
@@ -31,7 +32,7 @@ impl State {
             return self.refuse_inventory(host, inventory, Reason::Inconsistent, detail, emit);
         }
         let Some((host, new)) = self.host_of(inventory, emit) else { return };
-        if self.mark(host, inventory.epoch, Class::Event, inventory.sequence) != Seen::New {
+        if self.mark(host, inventory.epoch, Class::Event, inventory.sequence, emit) != Seen::New {
             return;
         }
         let state = &self.registry.hosts[host as usize];

@@ -6,6 +6,7 @@ mod clock;
 mod emit;
 mod timers;
 mod ranges;
+mod gaps;
 mod as_json;
 mod check;
 mod window;
@@ -35,6 +36,7 @@ pub mod conformance;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use plimsoll_schemas::ctl::{Class, Repair};
 use plimsoll_schemas::id::{CellId, DeviceKey, HostId, Position, TenantId};
 use plimsoll_schemas::out::Output;
 use plimsoll_schemas::row::{PlacedRow, SampleRow, Tier};
@@ -44,8 +46,8 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Clock;
 use crate::control::{Sealed, Thresholds};
 use crate::emit::Chain;
+use crate::gaps::Turn;
 use crate::leases::Leases;
-use crate::ranges::Class;
 use crate::refuse::{Announcer, Limiter};
 use crate::registry::{Registry, Silence, Use};
 use crate::requests::{Bucket, Requests};
@@ -53,7 +55,7 @@ use crate::timers::Timers;
 
 /// Version of what the fold does with the same log. It grows when the same records would give other rows, outputs or states; the shape
 /// of what is stored has a version of its own, [`durable::FORMAT`].
-pub const LOGIC: u32 = 2;
+pub const LOGIC: u32 = 3;
 
 /// What folding records has produced since it was last taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -62,6 +64,8 @@ pub struct Effects {
     pub rows: Vec<PlacedRow>,
     /// Outputs for OUT, in order, `out_seq` dense.
     pub outputs: Vec<Output>,
+    /// What to ask agents for. A wish, not an output: it is neither kept nor numbered, and repeated until what is missing has come.
+    pub repairs: Vec<Repair>,
 }
 
 /// Counts since the log began. samples = folded + late + rejected + duplicate.
@@ -111,6 +115,10 @@ pub struct State {
     behind: BTreeSet<(i64, u32)>,
     /// Devices of the frame being folded.
     scratch: Vec<u32>,
+    /// What the sequence being marked means for gaps.
+    turns: Vec<Turn>,
+    /// How many ranges this record may still ask for.
+    asks_left: usize,
     /// Keys of panes that closed since the last commit and stand in the store.
     closed_panes: BTreeSet<Vec<u8>>,
     dirty_parts: BTreeSet<(u32, Tier, i64)>,
@@ -133,6 +141,8 @@ pub struct Summary {
     pub leases: u64,
     /// Panes open.
     pub panes_open: u64,
+    /// Gaps in hosts' numberings that are open.
+    pub gaps_open: u64,
     /// Samples in frames since the log began: folded + late + rejected + duplicate.
     pub samples: u64,
     /// Samples folded since the log began.
@@ -168,6 +178,8 @@ impl State {
             timers: Timers::default(),
             behind: BTreeSet::new(),
             scratch: Vec::new(),
+            turns: Vec::new(),
+            asks_left: 0,
             closed_panes: BTreeSet::new(),
             dirty_parts: BTreeSet::new(),
             dropped_ranges: Vec::new(),
@@ -244,6 +256,7 @@ impl State {
                     (device.open.len() + device.late.len() + usize::from(device.minute.is_some()) + usize::from(device.hour.is_some())) as u64
                 })
                 .sum(),
+            gaps_open: self.registry.hosts.iter().flat_map(|host| &host.ranges.entries).map(|entry| entry.ranges.gaps_open()).sum(),
             samples: counters.samples,
             samples_folded: counters.folded,
             samples_rejected: counters.rejected,

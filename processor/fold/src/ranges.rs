@@ -2,22 +2,15 @@
 //!
 //! A duplicate of any age is recognised; sequences may come in any order, so repairs and drains of a backlog are welcome.
 
+use plimsoll_schemas::ctl::Class;
 use serde::{Deserialize, Serialize};
 
-/// Most separate ranges beyond the mark; one more closes the oldest hole, which is then given up.
+use crate::gaps::{Gap, Turn};
+
+/// Most separate ranges beyond the mark; one more, and the oldest hole is given up.
 pub(crate) const RANGES_MAX: usize = 1_024;
 /// Most (epoch, class) pairs remembered per host; the lowest epochs are forgotten first and then refused.
 pub(crate) const EPOCHS_MAX: usize = 64;
-
-/// What a sequence belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[repr(u8)]
-pub(crate) enum Class {
-    /// Telemetry frames.
-    Sample = 1,
-    /// Inventories and host events.
-    Event = 2,
-}
 
 /// The answer for one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,19 +27,60 @@ pub(crate) enum Seen {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Ranges {
     /// Everything up to here was folded or given up.
-    through: u64,
-    /// What was folded beyond, sorted, neither touching nor overlapping, from..=to.
-    beyond: Vec<(u64, u64)>,
+    pub through: u64,
+    /// What was folded or given up beyond, sorted, neither touching nor overlapping, from..=to.
+    pub beyond: Vec<(u64, u64)>,
+    /// What is missing between.
+    pub gaps: Vec<Gap>,
 }
 
 impl Ranges {
-    /// Marks one sequence; `true` if it is new.
-    pub fn insert(&mut self, sequence: u64) -> bool {
-        if self.beyond.is_empty() && self.through.checked_add(1) == Some(sequence) {
+    /// Marks a sequence if it is the next one and nothing is missing; whether it was.
+    pub fn next(&mut self, sequence: u64) -> bool {
+        let next = self.beyond.is_empty() && self.through.checked_add(1) == Some(sequence);
+        if next {
             self.through = sequence;
-            return true;
         }
-        self.add(sequence, sequence) > 0
+        next
+    }
+
+    /// Whether a sequence was marked.
+    pub fn has(&self, sequence: u64) -> bool {
+        self.is_whole(sequence, sequence)
+    }
+
+    /// The greatest sequence marked; 0 = none.
+    pub fn top(&self) -> u64 {
+        self.beyond.last().map_or(self.through, |&(_, end)| end)
+    }
+
+    /// Whether all of `from..=to` was marked.
+    pub fn is_whole(&self, from: u64, to: u64) -> bool {
+        let from = from.max(self.through.saturating_add(1));
+        to <= self.through || self.beyond.get(self.beyond.partition_point(|&(_, end)| end < from)).is_some_and(|&(a, b)| a <= from && to <= b)
+    }
+
+    /// What of `from..=to` was not marked, as ranges in order.
+    pub fn missing(&self, from: u64, to: u64) -> Vec<(u64, u64)> {
+        let mut pieces = Vec::new();
+        if to <= self.through || from > to {
+            return pieces;
+        }
+        let mut at = from.max(self.through + 1);
+        for &(start, end) in &self.beyond[self.beyond.partition_point(|&(_, end)| end < at)..] {
+            if start > to {
+                break;
+            }
+            if at < start {
+                pieces.push((at, start - 1));
+            }
+            if end >= to {
+                return pieces;
+            }
+            at = end + 1;
+        }
+        pieces.push((at, to));
+        pieces
     }
 
     /// Marks `from..=to` (folded, or given up); returns how many of them were new.
@@ -63,9 +97,6 @@ impl Ranges {
             .sum();
         let joined = self.beyond[first..last].iter().fold((from, to), |(a, b), &(c, d)| (a.min(c), b.max(d)));
         self.beyond.splice(first..last, [joined]);
-        if self.beyond.len() > RANGES_MAX {
-            self.through = self.beyond[0].0.saturating_sub(1);
-        }
         while let Some(&(start, end)) = self.beyond.first()
             && start <= self.through.saturating_add(1)
         {
@@ -95,10 +126,10 @@ pub(crate) struct Entry {
 }
 
 impl HostRanges {
-    /// Marks a sequence.
-    pub fn insert(&mut self, epoch: u64, class: Class, sequence: u64) -> Seen {
+    /// Marks a sequence as received at a live clock; what that means for gaps is added to `turns`.
+    pub fn receive(&mut self, epoch: u64, class: Class, sequence: u64, live_ns: i64, turns: &mut Vec<Turn>) -> Seen {
         let Some(entry) = self.entry(epoch, class) else { return Seen::Forgotten };
-        if entry.ranges.insert(sequence) {
+        if entry.ranges.receive(sequence, live_ns, turns) {
             entry.dirty = true;
             Seen::New
         } else {
@@ -120,15 +151,15 @@ impl HostRanges {
         Some(&mut self.entries[at])
     }
 
-    /// Drops the lowest epochs beyond the bound; returns the (epoch, class) pairs dropped.
-    pub fn shrink(&mut self) -> Vec<(u64, Class)> {
+    /// Drops the lowest epochs beyond the bound; returns what was dropped.
+    pub fn shrink(&mut self) -> Vec<Entry> {
         if self.entries.len() <= EPOCHS_MAX {
             return Vec::new();
         }
         self.forgotten_epoch = self.forgotten_epoch.max(self.entries[self.entries.len() - EPOCHS_MAX - 1].epoch);
         let forgotten = self.forgotten_epoch;
         let keep = self.entries.partition_point(|e| e.epoch <= forgotten);
-        self.entries.drain(..keep).map(|e| (e.epoch, e.class)).collect()
+        self.entries.drain(..keep).collect()
     }
 }
 
@@ -147,20 +178,12 @@ mod tests {
                 prop_assert_eq!(ranges.add(from, from + extra), fresh);
             }
             for sequence in 1..220 {
-                prop_assert_eq!(ranges.clone().insert(sequence), !set.contains(&sequence));
+                prop_assert_eq!(ranges.has(sequence), set.contains(&sequence));
+                prop_assert_eq!(ranges.missing(sequence, 219).first().map_or(220, |piece| piece.0), (sequence..220).find(|s| !set.contains(s)).unwrap_or(220));
             }
+            let missing: Vec<u64> = ranges.missing(1, 219).into_iter().flat_map(|(from, to)| from..=to).collect();
+            prop_assert_eq!(missing, (1..220).filter(|s| !set.contains(s)).collect::<Vec<_>>());
         }
-    }
-
-    #[test]
-    fn a_full_list_gives_up_the_oldest_hole() {
-        let mut ranges = Ranges::default();
-        for n in 1..=RANGES_MAX as u64 + 1 {
-            assert!(ranges.insert(n * 2 + 1));
-        }
-        assert_eq!(ranges.through, 3);
-        assert!(!ranges.insert(2));
-        assert!(ranges.insert(4));
     }
 
     #[test]
@@ -168,32 +191,26 @@ mod tests {
         let mut ranges = Ranges::default();
         assert_eq!(ranges.add(0, u64::MAX), u64::MAX);
         for sequence in [0, 1, u64::MAX - 1, u64::MAX] {
-            assert!(!ranges.insert(sequence), "{sequence}");
+            assert!(ranges.has(sequence), "{sequence}");
             assert_eq!(ranges.add(sequence, u64::MAX), 0);
         }
         let mut ranges = Ranges::default();
-        assert!(ranges.insert(u64::MAX));
-        assert!(!ranges.insert(u64::MAX));
-        assert_eq!(ranges.add(1, u64::MAX), u64::MAX - 1);
+        assert_eq!(ranges.add(u64::MAX, u64::MAX), 1);
+        assert!(ranges.has(u64::MAX));
+        assert_eq!(ranges.missing(0, u64::MAX), [(1, u64::MAX - 1)]);
+        assert_eq!(ranges.add(1, 1), 1);
+        assert_eq!(ranges.add(1, u64::MAX), u64::MAX - 2);
     }
 
     #[test]
     fn a_forgotten_epoch_stays_forgotten() {
         let mut host = HostRanges::default();
+        let receive = |host: &mut HostRanges, epoch, sequence| host.receive(epoch, Class::Sample, sequence, 0, &mut Vec::new());
         for epoch in 1..=EPOCHS_MAX as u64 + 1 {
-            assert_eq!(host.insert(epoch, Class::Sample, 1), Seen::New);
+            assert_eq!(receive(&mut host, epoch, 1), Seen::New);
         }
-        assert_eq!(host.shrink(), [(1, Class::Sample)]);
-        assert_eq!(host.insert(1, Class::Sample, 2), Seen::Forgotten);
-        assert_eq!(host.insert(2, Class::Sample, 1), Seen::Duplicate);
-    }
-
-    #[test]
-    fn extreme_sequences_do_not_overflow() {
-        let mut ranges = Ranges::default();
-        assert!(ranges.insert(u64::MAX));
-        assert!(!ranges.insert(u64::MAX));
-        assert!(ranges.insert(1));
-        assert_eq!(ranges.add(1, u64::MAX), u64::MAX - 2);
+        assert_eq!(host.shrink().into_iter().map(|entry| (entry.epoch, entry.class)).collect::<Vec<_>>(), [(1, Class::Sample)]);
+        assert_eq!(receive(&mut host, 1, 2), Seen::Forgotten);
+        assert_eq!(receive(&mut host, 2, 1), Seen::Duplicate);
     }
 }

@@ -1,13 +1,15 @@
 //! One record: time moves, what is due happens, then what the record says.
 
 use plimsoll_schemas::id::Position;
-use plimsoll_schemas::out::{Gap, Payload};
+use plimsoll_schemas::out::{Gap, GapState, Payload};
 use plimsoll_schemas::record::{Body, Record, Refused};
+use plimsoll_schemas::row::{GapRow, Row};
 use plimsoll_schemas::subject::OutSubject;
 use plimsoll_schemas::time::{EventTime, LogTime};
 
 use crate::clock::Moved;
 use crate::emit::Emit;
+use crate::gaps::ASKS_PER_RECORD;
 use crate::refuse::Refusal;
 use crate::timers::Timer;
 use crate::{Effects, State};
@@ -22,6 +24,7 @@ impl State {
             return;
         }
         let before = std::mem::replace(&mut self.meta.position, record.position);
+        self.asks_left = ASKS_PER_RECORD;
         let moved = self.clock.advance(record.logged_at);
         let cell = self.cell.clone();
         let mut emit = Emit::new(&cell, effects, record.position, self.clock.logged_at, self.meta.chain);
@@ -44,18 +47,24 @@ impl State {
         self.meta.chain = emit.finish(&[counters.samples, counters.folded, counters.late, counters.rejected, counters.duplicate, self.meta.fence]);
     }
 
-    /// A hole in the log's own sequence is said once: what is missing there is gone.
+    /// A hole in the log's own sequence is said once: what is missing there is gone. What hosts had said there shows as gaps of theirs.
     fn contiguous(&self, before: Position, now: Position, emit: &mut Emit<'_>) {
         let expected = if now.epoch == before.epoch { before.sequence + 1 } else { return };
         if now.sequence > expected {
-            let gap = Gap {
+            let (from, to, at) = (expected, now.sequence - 1, emit.logged_at());
+            let (state, cause) = (GapState::Loss, "the log no longer holds these records".to_owned());
+            emit.row(Row::Gap(Box::new(GapRow {
+                opened_at: at,
                 host: None,
-                epoch: None,
-                from_sequence: expected,
-                to_sequence: now.sequence - 1,
-                state: "loss".to_owned(),
-                cause: "the log no longer holds these records".to_owned(),
-            };
+                epoch: u64::from(now.epoch.0),
+                class: None,
+                from_seq: from,
+                to_seq: to,
+                state,
+                cause: cause.clone(),
+                closed_at: Some(at),
+            })));
+            let gap = Gap { host: None, epoch: None, class: None, from_sequence: from, to_sequence: to, state, cause };
             emit.out(&OutSubject::Gap, Payload::Gap(gap));
         }
     }
@@ -79,6 +88,7 @@ impl State {
                 Timer::Silence(host) => self.silence_deadline(host),
                 Timer::Lease(fence) => self.lease_deadline(fence),
                 Timer::Late(number) => self.late_deadline(number),
+                Timer::Gap(host) => self.gap_deadline(host),
             };
             match deadline {
                 None => {}
@@ -98,6 +108,12 @@ impl State {
             Timer::Late(number) => {
                 self.close_late_due(number, emit);
                 if let Some(at_ns) = self.late_deadline(number) {
+                    self.timers.set(at_ns, timer);
+                }
+            }
+            Timer::Gap(host) => {
+                self.tend_gaps(host, emit);
+                if let Some(at_ns) = self.gap_deadline(host) {
                     self.timers.set(at_ns, timer);
                 }
             }

@@ -14,6 +14,8 @@ pub(crate) enum Timer {
     Lease(u64),
     /// Late parts of a GPU's windows close.
     Late(u32),
+    /// A gap of a host is to be opened, asked for or given up.
+    Gap(u32),
 }
 
 /// All that waits, by (live clock in ns, what).

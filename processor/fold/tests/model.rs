@@ -6,8 +6,9 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_fold::{Effects, State};
-use plimsoll_schemas::id::DeviceKey;
-use plimsoll_schemas::out::{CloudEvent, DeviceState, Outcome, Payload};
+use plimsoll_schemas::ctl::Class;
+use plimsoll_schemas::id::{DeviceKey, HostId, Position};
+use plimsoll_schemas::out::{CloudEvent, DeviceState, GapState, Outcome, Payload};
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::row::{Last, Row, StateTime, Stats, Tier, WindowRow};
 use plimsoll_schemas::sample::{Sample, celsius};
@@ -28,9 +29,23 @@ struct Believed {
     sample: Sample,
 }
 
+/// Where each lost frame was given up, by (host, epoch, sequence).
+fn given_up(effects: &Effects) -> BTreeMap<(HostId, u64, u64), Position> {
+    let mut lost = BTreeMap::new();
+    for placed in &effects.rows {
+        if let Row::Gap(gap) = &placed.row
+            && let (GapState::Loss, Some(host), Some(Class::Sample)) = (gap.state, &gap.host, gap.class)
+        {
+            lost.extend((gap.from_seq..=gap.to_seq).map(|sequence| ((host.clone(), gap.epoch, sequence), placed.position)));
+        }
+    }
+    lost
+}
+
 /// Every sample that must count, by the rules a reader of the documents would apply: once per (host, epoch, sequence), power above
-/// twice the limit not believed, late by at most an hour unless it is backfill, of a GPU that an inventory has named.
-fn believe(records: &[Record]) -> Vec<Believed> {
+/// twice the limit not believed, late by at most an hour unless it is backfill, of a GPU that an inventory has named, in a frame that
+/// came before it was given up (what is given up and why, `gaps.rs` checks).
+fn believe(records: &[Record], given_up: &BTreeMap<(HostId, u64, u64), Position>) -> Vec<Believed> {
     let mut seen = BTreeSet::new();
     let mut inventories: BTreeMap<(String, u64, u32), BTreeMap<u8, DeviceKey>> = BTreeMap::new();
     let mut believed = Vec::new();
@@ -45,7 +60,8 @@ fn believe(records: &[Record]) -> Vec<Believed> {
                 of_host.iter().rev().skip(8).for_each(|key| drop(inventories.remove(key)));
             }
             Body::Frame(frame) => {
-                if !seen.insert((frame.host.clone(), frame.epoch, frame.sequence)) {
+                let id = (frame.host.clone(), frame.epoch, frame.sequence);
+                if given_up.get(&id).is_some_and(|at| *at <= record.position) || !seen.insert(id) {
                     continue;
                 }
                 let Some(slots) = inventories.get(&(frame.host.to_string(), frame.epoch, frame.inventory_revision)) else { continue };
@@ -212,7 +228,7 @@ fn windows_equal_the_model(seed: u64, records: &[Record], effects: &Effects) -> 
             add_part(wholes.entry((*tier, window.device_key, window.window_at.0)).or_default(), window, seed);
         }
     }
-    let believed = believe(records);
+    let believed = believe(records, &given_up(effects));
     let mut expected: BTreeMap<Key, Vec<&Believed>> = BTreeMap::new();
     for sample in &believed {
         for tier in [Tier::TenSeconds, Tier::Minute, Tier::Hour] {
@@ -333,7 +349,8 @@ fn placements_hold(seed: u64, effects: &Effects) {
                 | Row::Lease(_)
                 | Row::LeaseDevice(_)
                 | Row::Rejected(_)
-                | Row::DeviceEvent(_) => {}
+                | Row::DeviceEvent(_)
+                | Row::Gap(_) => {}
             }
         }
         for device in leased {

@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::control::{Control, Cordon, Settings};
+use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::frame::{Frame, Tick};
 use plimsoll_schemas::id::{LogEpoch, Position, Slot};
 use plimsoll_schemas::inventory::{EventKind, Gpu, HostEvent, Inventory, Remap};
-use plimsoll_schemas::out::{CloudEvent, DeviceState, LeaseState, Outcome, Payload};
+use plimsoll_schemas::out::{CloudEvent, DeviceState, GapState, LeaseState, Outcome, Payload};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::{Body, Record, Refused};
 use plimsoll_schemas::request::{Bundle, Place, Release, Renew, Request};
@@ -714,13 +715,17 @@ fn a_hole_in_the_log_and_frames_given_up_are_events() {
     world.clear();
     world.sequence += 5;
     world.live(1, &[0]);
-    world.event(0, None, EventKind::Gap { from_sequence: 100, to_sequence: 110, cause: "buffer full".to_owned() });
+    world.event(
+        0,
+        None,
+        EventKind::Gap { from_sequence: 100, to_sequence: 110, class: Class::Sample, of_epoch: None, cause: "buffer full".to_owned() },
+    );
     let gaps: Vec<_> = world
         .payloads()
         .into_iter()
         .filter_map(|p| if let Payload::Gap(gap) = p { Some((gap.host, gap.to_sequence - gap.from_sequence, gap.state)) } else { None })
         .collect();
-    assert_eq!(gaps, [(None, 4, "loss".to_owned()), (Some(host_id(0)), 10, "loss".to_owned())]);
+    assert_eq!(gaps, [(None, 4, GapState::Loss), (Some(host_id(0)), 10, GapState::Loss)]);
     let frame = Frame { sequence: 105, ..world.frame(0) };
     world.send(frame);
     assert_eq!(world.state.summary().samples_duplicate, 2, "what was given up stays given up");

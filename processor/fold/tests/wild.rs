@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::control::{Control, Cordon, Settings};
+use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::frame::{Frame, Rejected, Tick};
 use plimsoll_schemas::id::{LogEpoch, Position, Slot};
 use plimsoll_schemas::inventory::{EventKind, HostEvent, Remap};
@@ -81,7 +82,10 @@ fn event() -> impl Strategy<Value = Body> {
         Just(EventKind::GpuLost),
         Just(EventKind::GpuReturned),
         any::<i64>().prop_map(|step_ms| EventKind::ClockStep { step_ms }),
-        (wild_u64(), wild_u64()).prop_map(|(from_sequence, to_sequence)| EventKind::Gap { from_sequence, to_sequence, cause: String::new() }),
+        (wild_u64(), wild_u64(), any::<bool>(), proptest::option::of(wild_u64())).prop_map(|(from_sequence, to_sequence, sample, of_epoch)| {
+            let class = if sample { Class::Sample } else { Class::Event };
+            EventKind::Gap { from_sequence, to_sequence, class, of_epoch, cause: String::new() }
+        }),
         Just(EventKind::Stopping),
     ];
     (0usize..3, wild_u64(), wild_u64(), instant(), proptest::option::of(0usize..4), kind).prop_map(|(host, epoch, sequence, at, gpu, kind)| {

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use plimsoll_schemas::control::{Check, Control, Cordon, Settings, Tick};
+use plimsoll_schemas::ctl::{Class, Ctl, Repair};
 use plimsoll_schemas::frame::{self, Frame, Rejected};
 use plimsoll_schemas::id::{CellId, DeviceKey, GpuUuid, HostId, LogEpoch, Position, Slot, TenantId};
 use plimsoll_schemas::inventory::{EventKind, Gpu, HostEvent, Inventory, Placement, Remap};
 use plimsoll_schemas::out::{
-    Assignment, Decided, DeviceChanged, DeviceState, Distributed, Gap, HostChanged, LeaseChanged, LeaseGrant, LeaseState, Outcome, Output, Payload,
-    RejectedOut, RunnerUp,
+    Assignment, Decided, DeviceChanged, DeviceState, Distributed, Gap, GapState, HostChanged, LeaseChanged, LeaseGrant, LeaseState, Outcome, Output,
+    Payload, RejectedOut, RunnerUp,
 };
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::Body;
@@ -183,11 +184,12 @@ pub fn log_messages() -> Vec<LogExample> {
         event_of("event-gpu_returned", 4, EventKind::GpuReturned),
         event_of("event-clock_step", 5, EventKind::ClockStep { step_ms: -3_600_000 }),
         event_of("event-sampler_hung", 6, EventKind::SamplerHung { hung_ms: 31_000 }),
-        event_of("event-gap", 7, EventKind::Gap { from_sequence: 10, to_sequence: 12, cause: "buffer_full".to_owned() }),
+        event_of("event-gap", 7, gap_event(Class::Sample, None)),
         event_of("event-refused", 8, EventKind::Refused { reason: Reason::Undecodable, raw: "<html>".to_owned() }),
         event_of("event-stopping", 9, EventKind::Stopping),
         event_of("event-ecc", 10, EventKind::Ecc { volatile: 2, aggregate: 17 }),
         event_of("event-remap", 11, EventKind::Remap { state: Remap::Pending, rows: 3 }),
+        event_of("event-gap-of-events", 12, gap_event(Class::Event, Some(2))),
         request_of("request-place", Request::Place(place())),
         request_of("request-place-minimal", Request::Place(minimal)),
         request_of("request-renew", Request::Renew(Renew { request_id: "n-1".to_owned(), lease_ids: vec!["l-1".to_owned(), "l-2".to_owned()] })),
@@ -212,6 +214,16 @@ pub fn log_messages() -> Vec<LogExample> {
     .into_iter()
     .map(|(name, subject, body)| LogExample { name, subject, body })
     .collect()
+}
+
+fn gap_event(class: Class, of_epoch: Option<u64>) -> EventKind {
+    EventKind::Gap { from_sequence: 10, to_sequence: 12, class, of_epoch, cause: "buffer_full".to_owned() }
+}
+
+/// One of every request to an agent: a name for its file, what it says.
+pub fn ctl_messages() -> Vec<(&'static str, Ctl)> {
+    let repair = Repair { host: host(), epoch: 3, class: Class::Sample, from_sequence: 10, to_sequence: 12 };
+    vec![("repair", Ctl::Repair(repair))]
 }
 
 /// The bytes of a message of the LOG as its sender makes them.
@@ -262,6 +274,7 @@ pub fn outputs() -> Vec<OutExample> {
         ("rejected", OutSubject::Rejected, Payload::Rejected(rejected_out())),
         ("gap-host", OutSubject::Gap, Payload::Gap(gap(Some(host())))),
         ("gap-log", OutSubject::Gap, Payload::Gap(gap(None))),
+        ("gap-repaired", OutSubject::Gap, Payload::Gap(Gap { class: Some(Class::Event), state: GapState::Repaired, ..gap(Some(host())) })),
     ];
     let make = |(place, (name, to, payload)): (u32, (&'static str, OutSubject, Payload))| {
         let output = Output::new(&cell(), u64::from(place) + 1, position(), place, LogTime(AT), &to, payload.clone());
@@ -359,5 +372,6 @@ fn rejected_out() -> RejectedOut {
 }
 
 fn gap(host: Option<HostId>) -> Gap {
-    Gap { epoch: host.is_some().then_some(3), host, from_sequence: 10, to_sequence: 12, state: "opened".to_owned(), cause: "sequence".to_owned() }
+    let epoch = host.is_some().then_some(3);
+    Gap { epoch, host, class: None, from_sequence: 10, to_sequence: 12, state: GapState::Opened, cause: "sequence".to_owned() }
 }

@@ -1,10 +1,11 @@
 //! Bytes once published stay readable: each golden file still decodes to its value, and the value still gives those bytes.
 
+use plimsoll_schemas::ctl::Ctl;
 use plimsoll_schemas::out::CloudEvent;
 use plimsoll_schemas::record;
 
 use crate::bless::{blessing, names, path, read, write};
-use crate::examples::{cell, log_messages, outputs, to_bytes};
+use crate::examples::{cell, ctl_messages, log_messages, outputs, to_bytes};
 
 /// The golden bytes of a file, written first where there is none and that is asked for.
 fn golden(file: &str, bytes: &[u8]) -> Vec<u8> {
@@ -49,7 +50,18 @@ fn every_event_of_out_reads_and_writes_its_golden_bytes() {
 }
 
 #[test]
+fn every_request_to_an_agent_reads_and_writes_its_golden_bytes() {
+    for (name, ctl) in ctl_messages() {
+        let file = format!("ctl-{name}-v1.json");
+        let bytes = serde_json::to_vec(&ctl).expect("plain data");
+        let golden = golden(&file, &bytes);
+        assert_eq!(serde_json::from_slice::<Ctl>(&golden).unwrap_or_else(|error| panic!("{file}: {error}")), ctl, "{file}");
+        assert_same(&file, &bytes, &golden);
+    }
+}
+
+#[test]
 fn no_golden_file_is_left_without_a_test() {
-    let known = log_messages().len() + outputs().len();
+    let known = log_messages().len() + outputs().len() + ctl_messages().len();
     assert_eq!(names("golden").len(), known, "{:?}", names("golden"));
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_schemas::control::{Check, Control, Tick};
+use plimsoll_schemas::ctl::Ctl;
 use plimsoll_schemas::inventory::{HostEvent, Inventory};
 use plimsoll_schemas::out::{CloudEvent, Decided, DeviceChanged, Distributed, Gap, HostChanged, LeaseChanged, Payload, RejectedOut};
 use plimsoll_schemas::request::Request;
@@ -11,7 +12,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
 use crate::bless::{blessing, names, read, write};
-use crate::examples::{log_messages, outputs, schema_of, to_bytes};
+use crate::examples::{ctl_messages, log_messages, outputs, schema_of, to_bytes};
 
 fn schema_for<T: JsonSchema>(name: &str) -> Value {
     let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<T>().to_value();
@@ -79,6 +80,7 @@ fn schemas() -> BTreeMap<String, Value> {
         ("control".to_owned(), schema_for::<Control>("control")),
         ("tick".to_owned(), schema_for::<Tick>("tick")),
         ("check".to_owned(), schema_for::<Check>("check")),
+        ("ctl".to_owned(), schema_for::<Ctl>("ctl")),
         ("cloudevent".to_owned(), schema_for::<CloudEvent>("cloudevent")),
     ]);
     for example in outputs() {
@@ -121,6 +123,13 @@ fn every_message_of_the_log_is_valid_under_its_schema() {
         if let Some(name) = schema_of(&example.subject) {
             assert_valid(name, &serde_json::from_slice(&to_bytes(&example.body)).expect("JSON"));
         }
+    }
+}
+
+#[test]
+fn every_request_to_an_agent_is_valid_under_its_schema() {
+    for (_, ctl) in ctl_messages() {
+        assert_valid("ctl", &serde_json::to_value(&ctl).expect("JSON"));
     }
 }
 
