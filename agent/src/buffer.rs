@@ -9,6 +9,7 @@ use std::sync::Mutex;
 
 use async_nats::Subject;
 use bytes::Bytes;
+use plimsoll_schemas::ctl::Class as Numbering;
 use tokio::sync::Notify;
 
 /// Most events and inventories kept.
@@ -22,10 +23,23 @@ pub enum Class {
         /// Within (host, epoch, class sample).
         sequence: u64,
     },
-    /// A registration.
-    Inventory,
-    /// A host event.
-    Event,
+    /// A registration with this sequence.
+    Inventory {
+        /// Within (host, epoch, class event).
+        sequence: u64,
+    },
+    /// A host event with this sequence.
+    Event {
+        /// Within (host, epoch, class event).
+        sequence: u64,
+    },
+    /// A record that was acknowledged before and is asked for again: giving it up loses nothing.
+    Again {
+        /// Which numbering.
+        numbering: Numbering,
+        /// Within it.
+        sequence: u64,
+    },
 }
 
 impl Class {
@@ -33,8 +47,18 @@ impl Class {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Sample { .. } => "sample",
-            Self::Inventory => "inventory",
-            Self::Event => "event",
+            Self::Inventory { .. } => "inventory",
+            Self::Event { .. } => "event",
+            Self::Again { .. } => "repair",
+        }
+    }
+
+    /// Its numbering, and its number in it.
+    pub const fn number(self) -> (Numbering, u64) {
+        match self {
+            Self::Sample { sequence } => (Numbering::Sample, sequence),
+            Self::Inventory { sequence } | Self::Event { sequence } => (Numbering::Event, sequence),
+            Self::Again { numbering, sequence } => (numbering, sequence),
         }
     }
 }
@@ -149,14 +173,13 @@ impl Buffer {
         if inner.hosts.len() <= host {
             inner.hosts.resize_with(host + 1, Gate::default);
         }
-        match record.class {
-            Class::Sample { .. } => inner.put_frame(ticket, host),
-            Class::Inventory => {
-                inner.hosts[host].inventories += 1;
-                inner.close(host);
-                inner.put_event(ticket);
-            }
-            Class::Event => inner.put_event(ticket),
+        if matches!(record.class, Class::Inventory { .. }) {
+            inner.hosts[host].inventories += 1;
+            inner.close(host);
+        }
+        match record.class.number().0 {
+            Numbering::Sample => inner.put_frame(ticket, host),
+            Numbering::Event => inner.put_event(ticket),
         }
         inner.records.insert(ticket, record);
         let dropped = inner.shrink(self.limits);
@@ -187,7 +210,7 @@ impl Buffer {
             return None;
         }
         let record = inner.remove(ticket)?;
-        if record.class == Class::Inventory {
+        if matches!(record.class, Class::Inventory { .. }) {
             inner.hosts[record.host].announced = true;
             inner.open(record.host);
         }
@@ -237,6 +260,14 @@ impl Buffer {
         !self.lock().losses.is_empty()
     }
 
+    /// Which sequences of `from..=to` it holds.
+    pub fn held(&self, host: usize, numbering: Numbering, from: u64, to: u64) -> BTreeSet<u64> {
+        let inner = self.lock();
+        let of_host = inner.records.values().filter(|record| record.host == host);
+        let numbers = of_host.map(|record| record.class.number()).filter(|&(of, sequence)| of == numbering && (from..=to).contains(&sequence));
+        numbers.map(|(_, sequence)| sequence).collect()
+    }
+
     /// How full it is.
     pub fn depth(&self) -> Depth {
         let inner = self.lock();
@@ -262,9 +293,9 @@ impl Inner {
     fn put_back(&mut self, ticket: Ticket) {
         let Some(record) = self.records.get(&ticket) else { return };
         let (class, host) = (record.class, record.host);
-        match class {
-            Class::Sample { .. } => self.put_frame(ticket, host),
-            Class::Inventory | Class::Event => {
+        match class.number().0 {
+            Numbering::Sample => self.put_frame(ticket, host),
+            Numbering::Event => {
                 self.events.insert(ticket);
             }
         }
@@ -291,17 +322,16 @@ impl Inner {
     fn remove(&mut self, ticket: Ticket) -> Option<Record> {
         let record = self.records.remove(&ticket)?;
         self.bytes -= record.payload.len();
-        match record.class {
-            Class::Sample { .. } => {
+        if matches!(record.class, Class::Inventory { .. }) {
+            self.hosts[record.host].inventories -= 1;
+        }
+        match record.class.number().0 {
+            Numbering::Sample => {
                 self.waiting.remove(&ticket);
                 self.ready.remove(&ticket);
                 self.hosts[record.host].held.remove(&ticket);
             }
-            Class::Inventory => {
-                self.hosts[record.host].inventories -= 1;
-                self.event_count -= 1;
-            }
-            Class::Event => self.event_count -= 1,
+            Numbering::Event => self.event_count -= 1,
         }
         self.events.remove(&ticket);
         Some(record)
@@ -348,7 +378,7 @@ mod tests {
     }
 
     fn inventory(host: usize) -> Record {
-        Record { host, class: Class::Inventory, subject: Subject::from_static("i"), payload: Bytes::new() }
+        Record { host, class: Class::Inventory { sequence: 1 }, subject: Subject::from_static("i"), payload: Bytes::new() }
     }
 
     fn buffer(bytes: usize) -> Buffer {
@@ -369,7 +399,7 @@ mod tests {
         std::iter::from_fn(|| buffer.take())
             .map(|(_, record)| match record.class {
                 Class::Sample { sequence } => (record.host, sequence),
-                Class::Inventory | Class::Event => (record.host, 0),
+                Class::Inventory { .. } | Class::Event { .. } | Class::Again { .. } => (record.host, 0),
             })
             .collect()
     }
@@ -424,6 +454,17 @@ mod tests {
         assert!(buffer.acknowledged(ticket).is_some());
         assert!(buffer.acknowledged(ticket).is_none(), "once");
         assert_eq!(sequences(&buffer), [(0, 5), (0, 6)]);
+    }
+
+    #[test]
+    fn what_is_sent_again_waits_like_a_frame_and_is_given_up_without_a_loss() {
+        let buffer = buffer(300);
+        let again = |sequence| Record { class: Class::Again { numbering: Numbering::Sample, sequence }, ..frame(0, sequence) };
+        buffer.push(again(1));
+        assert!(buffer.take().is_none(), "its host is not announced");
+        (2..=4).for_each(|sequence| drop(buffer.push(again(sequence))));
+        assert_eq!((buffer.held(0, Numbering::Sample, 0, 3), buffer.take_losses()), (BTreeSet::from([2, 3]), vec![]));
+        assert_eq!((buffer.held(0, Numbering::Event, 0, 9), buffer.held(1, Numbering::Sample, 0, 9)), Default::default());
     }
 
     #[test]

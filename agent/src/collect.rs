@@ -1,6 +1,8 @@
 //! The one loop of the agent: takes a signal, applies it to its host, hands the resulting records to the buffer. Also notices what the
-//! publisher cannot say itself: a new connection asks for inventories, given-up frames ask for gap events.
+//! publisher cannot say itself: a new connection asks for inventories, given-up frames ask for gap events, and the processor asks for
+//! what the log lacks.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -9,6 +11,7 @@ use std::time::Duration;
 
 use async_nats::Subject;
 use bytes::Bytes;
+use plimsoll_schemas::ctl::{Class as Numbering, Repair};
 use plimsoll_schemas::frame::Frame;
 use plimsoll_schemas::id::{CellId, HostId};
 use plimsoll_schemas::inventory::EventKind;
@@ -20,6 +23,7 @@ use crate::clock::{boot_ns, wall_now};
 use crate::host::{Common, Host, Outcome};
 use crate::metrics::{GPU_SERIES_MAX, Metrics, by};
 use crate::record::Recorder;
+use crate::repair::{Answer, Repairs};
 use crate::source::{Delivery, HostEvent, HostFacts, HostTick, Signal};
 use crate::status::Status;
 
@@ -43,9 +47,21 @@ pub struct Collector {
     status: Arc<Status>,
     metrics: Arc<Metrics>,
     recorder: Option<Recorder>,
+    repairs: Repairs,
     connects_seen: u64,
     losses_said_at_ns: u64,
     gpu_count: usize,
+}
+
+/// What the collector shares with the other parts.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// Takes the records.
+    pub buffer: Arc<Buffer>,
+    /// What the parts tell each other.
+    pub status: Arc<Status>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
 }
 
 /// A host and where its messages go.
@@ -61,9 +77,10 @@ struct Speaker {
 
 impl Collector {
     /// A loop without hosts.
-    pub fn new(common: Common, cell: CellId, buffer: Arc<Buffer>, status: Arc<Status>, metrics: Arc<Metrics>, recorder: Option<Recorder>) -> Self {
+    pub fn new(common: Common, cell: CellId, shared: Shared, recorder: Option<Recorder>, repairs: Repairs) -> Self {
         let (hosts, numbers) = (Vec::new(), BTreeMap::new());
-        Self { common, cell, hosts, numbers, buffer, status, metrics, recorder, connects_seen: 0, losses_said_at_ns: 0, gpu_count: 0 }
+        let Shared { buffer, status, metrics } = shared;
+        Self { common, cell, hosts, numbers, buffer, status, metrics, recorder, repairs, connects_seen: 0, losses_said_at_ns: 0, gpu_count: 0 }
     }
 
     /// Runs until every source has gone; then sends what waits and says good-bye.
@@ -76,6 +93,7 @@ impl Collector {
             }
             self.announce_if_connected();
             self.report_losses();
+            self.repair();
         }
         self.close();
     }
@@ -111,6 +129,7 @@ impl Collector {
                 announced_at_ns: 0,
                 delayed: VecDeque::new(),
             });
+            self.repairs.speaks_for(id.clone());
             self.numbers.insert(id, number);
             if self.connects_seen > 0 {
                 self.announce(number);
@@ -201,7 +220,7 @@ impl Collector {
         }
         let event = speaker.host.event(at, uuid, kind, detail);
         let payload = Bytes::from(serde_json::to_vec(&event).expect("plain data"));
-        let record = Record { host: number, class: Class::Event, subject: speaker.event_subject.clone(), payload };
+        let record = Record { host: number, class: Class::Event { sequence: event.sequence }, subject: speaker.event_subject.clone(), payload };
         self.push(record);
     }
 
@@ -211,7 +230,8 @@ impl Collector {
         speaker.announced_at_ns = boot_ns();
         let inventory = speaker.host.inventory(wall_now());
         let payload = Bytes::from(serde_json::to_vec(&inventory).expect("plain data"));
-        let record = Record { host: number, class: Class::Inventory, subject: speaker.inventory_subject.clone(), payload };
+        let record =
+            Record { host: number, class: Class::Inventory { sequence: inventory.sequence }, subject: speaker.inventory_subject.clone(), payload };
         self.push(record);
     }
 
@@ -257,8 +277,48 @@ impl Collector {
 
     fn say_losses(&mut self) {
         for loss in self.buffer.take_losses() {
-            let kind = EventKind::Gap { from_sequence: loss.from_sequence, to_sequence: loss.to_sequence, cause: loss.cause.to_owned() };
-            self.push_event(loss.host, wall_now(), None, kind, None);
+            self.say_gone(loss.host, None, Numbering::Sample, (loss.from_sequence, loss.to_sequence), loss.cause);
+        }
+    }
+
+    fn say_gone(&mut self, number: usize, of_epoch: Option<u64>, class: Numbering, range: (u64, u64), cause: &str) {
+        let kind = EventKind::Gap { from_sequence: range.0, to_sequence: range.1, class, of_epoch, cause: cause.to_owned() };
+        self.push_event(number, wall_now(), None, kind, None);
+    }
+
+    /// Answers what the processor asks for, and hands on what is to be published again.
+    fn repair(&mut self) {
+        while let Some(repair) = self.repairs.next() {
+            self.answer(&repair);
+        }
+        if self.status.connected.load(Relaxed) {
+            self.repairs.turn(boot_ns()).into_iter().for_each(|record| self.push(record));
+        }
+    }
+
+    fn answer(&mut self, repair: &Repair) {
+        let &Repair { epoch, class, from_sequence: from, to_sequence: to, .. } = repair;
+        let Some(&number) = self.numbers.get(&repair.host) else { return };
+        let host = &self.hosts[number].host;
+        let life = host.epoch();
+        let answer = match epoch.cmp(&life) {
+            // What an earlier life had in memory died with it.
+            Ordering::Less if (1..=to).contains(&from) => Answer { gone: vec![(from, to)], ..Answer::default() },
+            Ordering::Equal => {
+                let (from, to) = (from.max(1), to.min(host.numbered(class)));
+                let mut held = self.buffer.held(number, class, from, to);
+                if class == Numbering::Sample {
+                    held.extend(self.hosts[number].delayed.iter().map(|(_, record)| record.class.number().1));
+                }
+                self.repairs.sort(number, class, from, to, &held)
+            }
+            Ordering::Less | Ordering::Greater => return,
+        };
+        let Answer { again, waiting, gone } = answer;
+        tracing::info!(host = %repair.host, epoch, class = class.code(), from, to, again, waiting, gone = gone.len(), "asked for what the log lacks");
+        for range in gone {
+            self.metrics.repair_gone.inc_by((range.1 - range.0).saturating_add(1));
+            self.say_gone(number, (epoch != life).then_some(epoch), class, range, "no longer kept");
         }
     }
 

@@ -45,6 +45,9 @@ pub struct Config {
     /// Most telemetry kept in memory while the broker is away, MiB; beyond that the oldest is dropped, counted and reported as a gap.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536), env = "PLIMSOLL_AGENT_BUFFER_MB")]
     pub buffer_mb: u32,
+    /// Acknowledged telemetry kept in memory to answer the processor when the log has lost some, MiB; 0 = none. The oldest goes first.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=65_536), env = "PLIMSOLL_AGENT_KEPT_MB")]
+    pub kept_mb: u32,
     /// Logs as text or JSON, to stderr. RUST_LOG sets the level.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "PLIMSOLL_LOG_FORMAT")]
     pub log_format: LogFormat,

@@ -1,6 +1,7 @@
 //! One host, real or simulated: stable slots, validation, sequences, inventory revisions, held times and energy deltas. Pure: every
 //! clock is an argument, and nothing is sent from here.
 
+use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::frame::{Frame, GPUS_MAX, Rejected, Tick};
 use plimsoll_schemas::id::{GpuUuid, HostId, Slot};
 use plimsoll_schemas::inventory::{self, EventKind, Gpu, HostEvent, Inventory};
@@ -212,6 +213,14 @@ impl Host {
     fn event_sequence(&mut self) -> u64 {
         self.next_event += 1;
         self.next_event - 1
+    }
+
+    /// The last number given in a numbering; 0 = none.
+    pub fn numbered(&self, numbering: Class) -> u64 {
+        match numbering {
+            Class::Sample => self.next_sample - 1,
+            Class::Event => self.next_event - 1,
+        }
     }
 
     /// The agent's life.

@@ -2,8 +2,8 @@
 //!
 //! Read in this order: a [`source`] says what it sees as a stream of [`source::Signal`]s; the [`collect`] loop turns them into frames
 //! and events through one [`host::Host`] per host; the [`buffer`] owns every record until the broker has acknowledged it; [`publish`]
-//! drains the buffer. [`http`] and [`metrics`] only look on. There is no disk spool here: what the buffer cannot hold is dropped,
-//! counted and reported as a gap.
+//! drains the buffer into what is [`kept`], from which a [`repair`] is answered. [`http`] and [`metrics`] only look on. There is no disk
+//! spool here: what the buffer cannot hold is dropped, counted and reported as a gap.
 
 pub mod clock;
 pub mod config;
@@ -12,6 +12,8 @@ pub mod sampler;
 pub mod record;
 pub mod host;
 pub mod buffer;
+pub mod kept;
+pub mod repair;
 pub mod publish;
 pub mod collect;
 pub mod state;

@@ -50,6 +50,18 @@ pub struct Metrics {
     pub buffer_bytes: Gauge,
     /// Of them, sent and not yet acknowledged.
     pub in_flight: Gauge,
+    /// Acknowledged records kept for repairs.
+    pub kept_records: Gauge,
+    /// Their bytes.
+    pub kept_bytes: Gauge,
+    /// Of them, let go because there was no room.
+    pub kept_dropped: Counter,
+    /// Requests for what the log lacks.
+    pub repair_requests: Counter,
+    /// Requests that could not be read or queued.
+    pub repair_requests_refused: Counter,
+    /// Records asked for that are gone.
+    pub repair_gone: Counter,
     /// Connections to the broker.
     pub connects: Counter,
     /// 1 = connected to the broker.
@@ -101,6 +113,12 @@ impl Default for Metrics {
             buffer_records: metric!("buffer_records", "Records waiting for their acknowledgement"),
             buffer_bytes: metric!("buffer_bytes", "Payload bytes waiting for their acknowledgement"),
             in_flight: metric!("in_flight", "Records sent and not yet acknowledged"),
+            kept_records: metric!("kept_records", "Acknowledged records kept to answer repair requests"),
+            kept_bytes: metric!("kept_bytes", "Bytes of acknowledged records kept, with an estimate of what each costs beside its payload"),
+            kept_dropped: metric!("kept_dropped", "Acknowledged records let go because there was no room; the oldest go first"),
+            repair_requests: metric!("repair_requests", "Requests of the processor for records that the log lacks"),
+            repair_requests_refused: metric!("repair_requests_refused", "Requests that could not be read, or not be queued; they are repeated"),
+            repair_gone: metric!("repair_gone", "Records asked for and no longer kept; each is in a gap event"),
             connects: metric!("connects", "Connections made to the broker"),
             connected: metric!("connected", "1 = connected to the broker"),
             hosts: metric!("hosts", "Hosts this process speaks for"),

@@ -20,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::buffer::{Buffer, Record, Ticket};
 use crate::clock::boot_ns;
+use crate::collect::Shared;
+use crate::kept::Kept;
 use crate::metrics::{Metrics, by};
 use crate::status::Status;
 
@@ -126,6 +128,7 @@ pub struct Publisher {
     jetstream: jetstream::Context,
     events: mpsc::Receiver<Event>,
     buffer: Arc<Buffer>,
+    kept: Arc<Kept>,
     status: Arc<Status>,
     metrics: Arc<Metrics>,
     denied_at_ns: u64,
@@ -138,7 +141,8 @@ type Answer = (Ticket, Record, Result<(), PublishError>);
 
 impl Publisher {
     /// Starts to connect; returns at once, also with the broker away.
-    pub async fn connect(target: &Target, buffer: Arc<Buffer>, status: Arc<Status>, metrics: Arc<Metrics>) -> Result<Self, ConnectError> {
+    pub async fn connect(target: &Target, shared: Shared, kept: Arc<Kept>) -> Result<Self, ConnectError> {
+        let Shared { buffer, status, metrics } = shared;
         let (sender, events) = mpsc::channel(EVENTS_QUEUED);
         let mut options = ConnectOptions::new()
             .name(&target.name)
@@ -160,7 +164,24 @@ impl Publisher {
         let client = options.connect(servers).await.map_err(|error| ConnectError::Refused { url: target.url.clone(), error })?;
         // Twice the window: futures of a broken connection keep their permits for a while.
         let jetstream = ContextBuilder::new().timeout(ACK_TIMEOUT).ack_timeout(ACK_TIMEOUT).max_ack_inflight(IN_FLIGHT_MAX * 4).build(client.clone());
-        Ok(Self { client, jetstream, events, buffer, status, metrics, denied_at_ns: 0, pause: Duration::ZERO, logged: None, was_connected: false })
+        Ok(Self {
+            client,
+            jetstream,
+            events,
+            buffer,
+            kept,
+            status,
+            metrics,
+            denied_at_ns: 0,
+            pause: Duration::ZERO,
+            logged: None,
+            was_connected: false,
+        })
+    }
+
+    /// The connection, for whoever listens on it.
+    pub fn client(&self) -> async_nats::Client {
+        self.client.clone()
     }
 
     /// Publishes until `stop`, then what is left for at most `drain`. Returns how many records were left unacknowledged.
@@ -218,6 +239,8 @@ impl Publisher {
     /// Takes an answer; a pause = stop sending for that long.
     fn take_answer(&mut self, (ticket, record, result): Answer) -> Option<Duration> {
         let Err(error) = result else {
+            // Kept before it leaves the buffer: at no moment is it in neither.
+            self.metrics.kept_dropped.inc_by(self.kept.keep(&record));
             if self.buffer.acknowledged(ticket).is_some() {
                 self.metrics.published.get_or_create(&by("class", record.class.name())).inc();
                 self.metrics.published_bytes.inc_by(record.payload.len() as u64);
@@ -275,6 +298,9 @@ impl Publisher {
             Event::Connected => return self.connected(),
             Event::Disconnected | Event::Closed => return self.disconnected(),
             Event::ServerError(ServerError::AuthorizationViolation) => self.deny("authorization violation"),
+            Event::ServerError(ServerError::Other(text)) if text.to_ascii_lowercase().contains("permissions violation for subscription") => {
+                tracing::warn!(answer = text, "these credentials may not listen for repair requests: what the log loses stays lost");
+            }
             Event::ServerError(ServerError::Other(text)) if text.to_ascii_lowercase().contains("permissions violation") => self.deny(&text),
             Event::ServerError(error) => tracing::warn!(%error, "the broker complains"),
             Event::ClientError(error) => tracing::debug!(%error, "broker client"),
@@ -298,6 +324,9 @@ impl Publisher {
         self.metrics.buffer_records.set(depth.records as i64);
         self.metrics.buffer_bytes.set(depth.bytes as i64);
         self.metrics.in_flight.set(depth.in_flight as i64);
+        let (records, bytes) = self.kept.size();
+        self.metrics.kept_records.set(records as i64);
+        self.metrics.kept_bytes.set(bytes as i64);
         match (self.client.connection_state() == State::Connected, self.was_connected) {
             (true, false) => self.connected(),
             (false, true) => self.disconnected(),

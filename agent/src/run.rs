@@ -10,13 +10,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::buffer::{Buffer, Limits};
 use crate::clock::{Stop, boot_id, wall_now};
-use crate::collect::Collector;
+use crate::collect::{Collector, Shared};
 use crate::config::{Config, DcgmConfig, ReplayConfig, SourceKind};
 use crate::host::Common;
 use crate::http::{Views, router};
+use crate::kept::Kept;
 use crate::metrics::Metrics;
 use crate::publish::{Publisher, Target};
 use crate::record::Recorder;
+use crate::repair::Repairs;
 use crate::source::dcgm::{self, Dcgm};
 use crate::source::nvml::NvmlSource;
 use crate::source::replay::{self, Replay};
@@ -41,7 +43,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let listener = tokio::net::TcpListener::bind(config.http).await.with_context(|| format!("cannot listen on {}", config.http))?;
     let target =
         Target { url: config.nats.clone(), credentials: config.nats_creds.clone(), cell: config.cell.clone(), name: "plimsoll-agent".to_owned() };
-    let publisher = Publisher::connect(&target, buffer.clone(), status.clone(), metrics.clone()).await?;
+    let kept = Arc::new(Kept::new((config.kept_mb as usize) << 20));
+    let shared = Shared { buffer, status: status.clone(), metrics: metrics.clone() };
+    let publisher = Publisher::connect(&target, shared.clone(), kept.clone()).await?;
+    let (repairs, ear) = Repairs::new(kept);
+    let listening = tokio::spawn(ear.listen(publisher.client(), config.cell.clone(), metrics.clone()));
     let common =
         Common { epoch, boot_id: boot_id(), source: source.name(), interval_ms: config.interval_ms, publish_ticks: config.publish_ticks as usize };
     tracing::info!(source = source.name(), epoch, cell = %config.cell, nats = config.nats, "agent starts");
@@ -49,7 +55,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         Some(path) => Some(Recorder::create(path).with_context(|| format!("record {}", path.display()))?),
         None => None,
     };
-    let collector = Collector::new(common, config.cell.clone(), buffer, status.clone(), metrics.clone(), recorder);
+    let collector = Collector::new(common, config.cell.clone(), shared, recorder, repairs);
 
     let (outlet, signals) = channel();
     let halt = Stop::default();
@@ -79,6 +85,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         tracing::warn!(left, "stopped with records that no broker has acknowledged");
     }
     serving.abort();
+    listening.abort();
     Ok(())
 }
 
