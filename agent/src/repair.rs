@@ -99,9 +99,10 @@ impl Repairs {
                     answer.again += 1;
                 }
             } else {
+                let ranges = answer.gone.len();
                 match answer.gone.last_mut() {
                     Some((_, last)) if *last + 1 == sequence => *last = sequence,
-                    Some(_) | None if answer.gone.len() < GONE_MAX => answer.gone.push((sequence, sequence)),
+                    Some(_) | None if ranges < GONE_MAX => answer.gone.push((sequence, sequence)),
                     Some(_) | None => break,
                 }
             }

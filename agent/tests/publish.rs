@@ -8,10 +8,11 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use futures::StreamExt;
+use plimsoll_schemas::ctl::{Class, Ctl, Repair};
 use plimsoll_schemas::id::CellId;
 use plimsoll_schemas::inventory::EventKind;
 use plimsoll_schemas::record::{Body, decode};
-use plimsoll_schemas::subject::log_stream;
+use plimsoll_schemas::subject::{self, log_stream};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -129,11 +130,11 @@ struct Told {
 
 async fn read_log(stream: &mut async_nats::jetstream::stream::Stream) -> BTreeMap<String, Told> {
     let cell: CellId = "test".parse().expect("valid");
-    let last = stream.info().await.expect("info").state.last_sequence;
+    let count = stream.info().await.expect("info").state.messages;
     let config = async_nats::jetstream::consumer::pull::OrderedConfig::default();
     let mut messages = stream.create_consumer(config).await.expect("a consumer").messages().await.expect("messages");
     let mut hosts: BTreeMap<String, Told> = BTreeMap::new();
-    for _ in 0..last {
+    for _ in 0..count {
         let message = messages.next().await.expect("more").expect("readable");
         match decode(&cell, &message.subject, &message.payload) {
             Body::Frame(frame) => {
@@ -236,4 +237,112 @@ async fn a_fault_script_reaches_the_log() {
     agent.stop().await;
     let told = &read_log(&mut log).await["sim-0001"];
     assert!(is_dense(&told.frames) && told.frames.len() == 40 && told.frames_twice == 4, "{told:?}");
+}
+
+/// A frame as it stands in the log.
+struct Logged {
+    stream_sequence: u64,
+    epoch: u64,
+    payload: Vec<u8>,
+}
+
+/// The frames of the log by (host, sequence); of those that stand twice the last.
+async fn frames(stream: &mut async_nats::jetstream::stream::Stream) -> BTreeMap<(String, u64), Logged> {
+    let cell: CellId = "test".parse().expect("valid");
+    let count = stream.info().await.expect("info").state.messages;
+    let config = async_nats::jetstream::consumer::pull::OrderedConfig::default();
+    let mut messages = stream.create_consumer(config).await.expect("a consumer").messages().await.expect("messages");
+    let mut frames = BTreeMap::new();
+    for _ in 0..count {
+        let message = messages.next().await.expect("more").expect("readable");
+        if let Body::Frame(frame) = decode(&cell, &message.subject, &message.payload) {
+            let stream_sequence = message.info().expect("of a stream").stream_sequence;
+            let logged = Logged { stream_sequence, epoch: frame.epoch, payload: message.payload.to_vec() };
+            frames.insert((frame.host.to_string(), frame.sequence), logged);
+        }
+    }
+    frames
+}
+
+async fn ask(port: u16, host: &str, epoch: u64, class: Class, from_sequence: u64, to_sequence: u64) {
+    let client = async_nats::connect(format!("nats://127.0.0.1:{port}")).await.expect("connects");
+    let repair = Ctl::Repair(Repair { host: host.parse().expect("valid"), epoch, class, from_sequence, to_sequence });
+    let to = subject::ctl(&"test".parse().expect("valid"), &host.parse().expect("valid"));
+    client.publish(to, serde_json::to_vec(&repair).expect("plain data").into()).await.expect("published");
+    client.flush().await.expect("flushed");
+}
+
+/// The gap events of the log: (host, class, epoch, from, to).
+async fn gaps(stream: &mut async_nats::jetstream::stream::Stream) -> Vec<(String, Class, u64, u64, u64)> {
+    let cell: CellId = "test".parse().expect("valid");
+    let count = stream.info().await.expect("info").state.messages;
+    let config = async_nats::jetstream::consumer::pull::OrderedConfig::default();
+    let mut messages = stream.create_consumer(config).await.expect("a consumer").messages().await.expect("messages");
+    let mut gaps = Vec::new();
+    for _ in 0..count {
+        let message = messages.next().await.expect("more").expect("readable");
+        if let Body::Event(event) = decode(&cell, &message.subject, &message.payload)
+            && let EventKind::Gap { from_sequence, to_sequence, class, of_epoch, .. } = event.kind
+        {
+            gaps.push((event.host.to_string(), class, of_epoch.unwrap_or(event.epoch), from_sequence, to_sequence));
+        }
+    }
+    gaps
+}
+
+/// Loses five frames of one host in the broker and asks for them.
+async fn check_repair(hosts: &str) {
+    let Some(program) = nats_server() else { return };
+    let (folder, port) = (tempfile::tempdir().expect("a folder"), free_port());
+    let _broker = start_broker(&program, port, folder.path());
+    let mut log = stream(port).await;
+    let agent = Agent::start(port, &["--sim-hosts", hosts, "--sim-gpus", "2", "--interval-ms", "100"]).await;
+    until("frames", async || frames(&mut log.clone()).await.contains_key(&("sim-0001".to_owned(), 20))).await;
+    let before = frames(&mut log).await;
+    let lost: Vec<(String, u64)> = (5..10).map(|sequence| ("sim-0001".to_owned(), sequence)).collect();
+    for key in &lost {
+        assert!(log.delete_message(before[key].stream_sequence).await.expect("deleted"));
+    }
+    let epoch = before[&lost[0]].epoch;
+    // Asked twice, answered once; what was never numbered is nobody's to answer for.
+    ask(port, "sim-0001", epoch, Class::Sample, 5, 9).await;
+    ask(port, "sim-0001", epoch, Class::Sample, 5, 9).await;
+    ask(port, "sim-0001", epoch, Class::Sample, 1_000_000, 2_000_000).await;
+    ask(port, "sim-0001", epoch - 1, Class::Event, 3, 4).await;
+    until("five records again", async || agent.metric("plimsoll_agent_published_total{class=\"repair\"}").await >= 5.0).await;
+    until("the word that the rest is gone", async || gaps(&mut log.clone()).await.len() == 1).await;
+    assert_eq!(gaps(&mut log).await, [("sim-0001".to_owned(), Class::Event, epoch - 1, 3, 4)]);
+    let after = frames(&mut log).await;
+    for key in &lost {
+        assert!(after[key].payload == before[key].payload, "{key:?} came with other bytes");
+        assert!(after[key].stream_sequence > before[key].stream_sequence);
+    }
+    assert!(agent.metric("plimsoll_agent_kept_records").await > 20.0);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_log_lost_of_a_host_is_published_again_with_the_same_bytes() {
+    check_repair("1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_log_lost_of_one_of_many_hosts_is_published_again_with_the_same_bytes() {
+    check_repair("40").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_longer_kept_is_said_to_be_gone() {
+    let Some(program) = nats_server() else { return };
+    let (folder, port) = (tempfile::tempdir().expect("a folder"), free_port());
+    let _broker = start_broker(&program, port, folder.path());
+    let mut log = stream(port).await;
+    let agent = Agent::start(port, &["--sim-hosts", "1", "--sim-gpus", "2", "--interval-ms", "50", "--kept-mb", "0"]).await;
+    until("frames", async || frames(&mut log.clone()).await.len() > 20).await;
+    let epoch = frames(&mut log).await.into_values().next().expect("a frame").epoch;
+    ask(port, "sim-0001", epoch, Class::Sample, 3, 7).await;
+    until("a gap event", async || !gaps(&mut log.clone()).await.is_empty()).await;
+    assert_eq!(gaps(&mut log).await, [("sim-0001".to_owned(), Class::Sample, epoch, 3, 7)]);
+    assert_eq!(agent.metric("plimsoll_agent_repair_gone_total").await, 5.0);
+    agent.stop().await;
 }

@@ -270,6 +270,60 @@ async fn what_a_killed_agent_had_not_published_is_expected_and_not_received() ->
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_broker_loses_is_asked_for_comes_again_and_every_window_is_whole() -> Result<()> {
+    need_broker!();
+    let folder = tempfile::tempdir()?;
+    let up = Up::start(folder.path(), &["--hosts", "2", "--gpus", "2"]).await?;
+    eventually(async || {
+        ensure!(count(&up.postgres().await?, "gpu_windows_10s").await? >= 4, "no window has closed for every GPU");
+        Ok(())
+    })
+    .await?;
+    // A processor that is dead, and stays dead for a while, has not read what the broker then loses.
+    up.signal(Signal::SIGSTOP)?;
+    up.signal_part("processor", Signal::SIGKILL)?;
+    let unread = up.stream(LOG).await?.last().context("a log")?.0;
+    let log = async_nats::jetstream::new(up.nats().await?).get_stream(LOG).await?;
+    let is_frame = |subject: &str| subject.split('.').nth(3) == Some("sample");
+    let lost: Vec<(u64, String, Vec<u8>)> = eventually(async || {
+        let fresh = up.stream(LOG).await?.into_iter().filter(|(sequence, subject, _)| *sequence > unread && is_frame(subject)).collect::<Vec<_>>();
+        ensure!(fresh.len() >= 16, "only {} frames since the processor died", fresh.len());
+        Ok(fresh[4..12].to_vec())
+    })
+    .await?;
+    for (sequence, ..) in &lost {
+        ensure!(log.delete_message(*sequence).await?, "{sequence} was not deleted");
+    }
+    up.signal(Signal::SIGCONT)?;
+
+    let client = eventually(async || up.postgres().await).await?;
+    let sql = "SELECT class, state, CAST(sum(to_seq - from_seq + 1) AS BIGINT) FROM gaps GROUP BY 1, 2 ORDER BY 1, 2";
+    let all = |class: &str, state: &str| (class.to_owned(), state.to_owned(), lost.len() as i64);
+    eventually(async || {
+        let rows = client.query(sql, &[]).await?;
+        let gaps: Vec<(String, String, i64)> = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+        ensure!(gaps == [all("log", "loss"), all("sample", "repaired")], "{} frames were lost, SQL says {gaps:?}", lost.len());
+        Ok(())
+    })
+    .await?;
+    // Late parts of windows close after a minute.
+    let agreed = eventually(async || {
+        let mut oracle = oracle_of(&up).await?;
+        let again = oracle.duplicates;
+        for (_, subject, payload) in &lost {
+            oracle.take(subject, payload)?;
+        }
+        ensure!(oracle.duplicates == again + lost.len(), "some of what was lost does not stand in the log again");
+        agree("gpu_windows_10s", 10, &windows_in_sql(&client, "gpu_windows_10s").await?, &oracle)
+    })
+    .await?;
+    let late: i64 = client.query_one("SELECT CAST(sum(late) AS BIGINT) FROM gpu_windows_10s", &[]).await?.try_get(0)?;
+    eprintln!("{} frames were lost and came again: {agreed} windows agree with what the agent sent, {late} samples of them came late", lost.len());
+    out_is_dense(&up).await?;
+    up.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn garbage_on_every_subject_is_named_and_harms_nobody() -> Result<()> {
     need_broker!();
     let folder = tempfile::tempdir()?;

@@ -48,9 +48,14 @@ pub fn encode_row(row: &Row) -> Vec<u8> {
             serde_json::to_writer(&mut bytes, row).expect("a vector grows, and plain structs always serialise");
             bytes
         }
-        Row::Window(..) | Row::Request(_) | Row::Decision(_) | Row::Lease(_) | Row::LeaseDevice(_) | Row::Rejected(_) | Row::DeviceEvent(_) => {
-            postcard_of(POSTCARD, row)
-        }
+        Row::Window(..)
+        | Row::Request(_)
+        | Row::Decision(_)
+        | Row::Lease(_)
+        | Row::LeaseDevice(_)
+        | Row::Rejected(_)
+        | Row::DeviceEvent(_)
+        | Row::Gap(_) => postcard_of(POSTCARD, row),
     }
 }
 
