@@ -6,9 +6,10 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_fold::{Effects, State};
+use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::id::DeviceKey;
 use plimsoll_schemas::inventory::EventKind;
-use plimsoll_schemas::out::{DeviceState, LeaseState};
+use plimsoll_schemas::out::{DeviceState, GapState, LeaseState};
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::row::{PlacedRow, Row, StateTime, Tier};
 use plimsoll_schemas::time::{NS_PER_MS, NS_PER_S};
@@ -148,6 +149,12 @@ impl Model {
                     track.leases.remove(&lease.lease_id);
                 } else {
                     track.leases.insert(lease.lease_id.clone(), lease.tenant.to_string());
+                }
+            }
+            // A frame that was given up does not count when it comes after all.
+            Row::Gap(gap) => {
+                if let (GapState::Loss, Some(host), Some(Class::Sample)) = (gap.state, &gap.host, gap.class) {
+                    self.seen.extend((gap.from_seq..=gap.to_seq).map(|sequence| (host.to_string(), gap.epoch, sequence)));
                 }
             }
             Row::Window(..) | Row::Device(_) | Row::Host(_) | Row::Request(_) | Row::Decision(_) | Row::Rejected(_) | Row::DeviceEvent(_) => {}
