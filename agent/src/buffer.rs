@@ -462,7 +462,9 @@ mod tests {
         let again = |sequence| Record { class: Class::Again { numbering: Numbering::Sample, sequence }, ..frame(0, sequence) };
         buffer.push(again(1));
         assert!(buffer.take().is_none(), "its host is not announced");
-        (2..=4).for_each(|sequence| drop(buffer.push(again(sequence))));
+        for sequence in 2..=4 {
+            buffer.push(again(sequence));
+        }
         assert_eq!((buffer.held(0, Numbering::Sample, 0, 3), buffer.take_losses()), (BTreeSet::from([2, 3]), vec![]));
         assert_eq!((buffer.held(0, Numbering::Event, 0, 9), buffer.held(1, Numbering::Sample, 0, 9)), Default::default());
     }
