@@ -84,6 +84,7 @@ pub fn row(placed: &PlacedRow) -> Item {
         Row::LeaseDevice(row) => value(row),
         Row::Rejected(row) => value(row),
         Row::DeviceEvent(row) => value(row),
+        Row::Gap(row) => value(row),
     };
     (format!("{}/{}", placed.position, placed.ordinal), inner)
 }
