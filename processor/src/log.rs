@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull::{Config as PullConfig, MessagesError};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
-use async_nats::jetstream::message::Message;
-use async_nats::jetstream::stream::Info;
+use async_nats::jetstream::message::{Message, StreamMessage};
+use async_nats::jetstream::stream::{Info, RawMessageErrorKind};
 use futures::StreamExt;
 use plimsoll_schemas::id::{CellId, Position};
 use plimsoll_schemas::record::Record;
@@ -208,16 +208,23 @@ impl Reader {
             first_sequence: info.state.first_sequence,
             last_sequence: info.state.last_sequence,
         };
-        let message = if self.follow.compares(&shape) {
-            let sequence = self.follow.mark().position.sequence;
-            let message = self.streams.log.get_raw_message(sequence).await;
-            Some(message.map_err(|error| Interrupted::Retry(format!("reading {sequence}: {error}")))?)
-        } else {
-            None
-        };
+        let message = if self.follow.compares(&shape) { self.at_mark().await? } else { None };
         let message = message.as_ref().map(|message| (&*message.subject, &*message.payload));
         self.follow.same_log(&shape, message).map_err(|replaced| Interrupted::Stop(self.replaced(replaced)))?;
         Ok(info)
+    }
+
+    /// The message at the mark; absent if the stream has a hole there: it cannot be compared, like one that was trimmed.
+    async fn at_mark(&self) -> Result<Option<StreamMessage>, Interrupted> {
+        let sequence = self.follow.mark().position.sequence;
+        match self.streams.log.get_raw_message(sequence).await {
+            Ok(message) => Ok(Some(message)),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
+                tracing::warn!(sequence, "the log has lost the last record folded");
+                Ok(None)
+            }
+            Err(error) => Err(Interrupted::Retry(format!("reading {sequence}: {error}"))),
+        }
     }
 
     fn replaced(&self, Replaced { what, found, expected }: Replaced) -> Error {

@@ -66,6 +66,34 @@ async fn killed_at_any_time_it_goes_on_and_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_lost_the_last_record_folded_is_read_on() {
+    let Some(broker) = Broker::start().await else { return };
+    let data = tempfile::tempdir().unwrap();
+    let mut first = Processor::start(&broker, data.path(), &[]).await;
+    first.ready().await;
+    broker.control(&Control::Enrol { hosts: vec![] }).await;
+    broker.inventory().await;
+    let feed = broker.feed(1);
+    first.tail("gpu_windows_10s", 0, GPUS).await;
+    drop(feed);
+    assert!(first.stop().await.success());
+    broker.lose_newest(3).await;
+
+    let mut second = Processor::start(&broker, data.path(), &[]).await;
+    second.ready().await;
+    let _feed = broker.feed(1_000);
+    second.tail("gpu_windows_10s", 0, 2 * GPUS).await;
+    assert!(second.said().contains("the log has lost the last record folded"), "{}", second.said());
+    // The frames from before are missed, and nobody answers for them.
+    eventually("the gap is open and asked for", || async {
+        second.metric("gaps_open").await == 1.0 && second.metric("repairs_sent_total").await >= 1.0
+    })
+    .await;
+    broker.check_that_out_is_dense().await;
+    assert!(second.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lost_or_damaged_store_is_folded_again_and_out_is_compared_not_doubled() {
     let Some(broker) = Broker::start().await else { return };
     let data = tempfile::tempdir().unwrap();

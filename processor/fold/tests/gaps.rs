@@ -147,12 +147,9 @@ type Numbering = (String, u64, Class);
 fn gaps_in<'a>(outputs: impl Iterator<Item = &'a [u8]>) -> Vec<(Numbering, GapState, u64, u64)> {
     let event = |bytes| serde_json::from_slice::<CloudEvent>(bytes).expect("an event").data;
     outputs
-        .filter_map(|bytes| match event(bytes) {
-            Payload::Gap(gap) => {
-                let numbering = (gap.host?.to_string(), gap.epoch?, gap.class?);
-                Some((numbering, gap.state, gap.from_sequence, gap.to_sequence))
-            }
-            _ => None,
+        .filter_map(|bytes| {
+            let Payload::Gap(gap) = event(bytes) else { return None };
+            Some(((gap.host?.to_string(), gap.epoch?, gap.class?), gap.state, gap.from_sequence, gap.to_sequence))
         })
         .collect()
 }

@@ -134,6 +134,15 @@ impl Broker {
         }))
     }
 
+    /// Deletes the newest messages of the LOG.
+    pub async fn lose_newest(&self, count: u64) {
+        let stream = jetstream::new(self.client.clone()).get_stream(LOG).await.unwrap();
+        let last = stream.cached_info().state.last_sequence;
+        for sequence in last - count + 1..=last {
+            assert!(stream.delete_message(sequence).await.unwrap(), "{sequence} was not deleted");
+        }
+    }
+
     /// Deletes the LOG and makes an equal one.
     pub async fn recreate_log(&self) {
         let context = jetstream::new(self.client.clone());
