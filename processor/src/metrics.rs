@@ -83,7 +83,7 @@ pub struct Metrics {
     pub divergences: Counter,
     /// Requests to agents for what is missing.
     pub repairs_sent: Counter,
-    /// Such requests not sent: this replica is not the active one or catches up, the queue was full, the broker away. The fold asks again.
+    /// Such requests not sent: the queue was full, or the broker away. The fold asks again.
     pub repairs_dropped: Counter,
     /// Gaps open.
     pub gaps_open: Gauge,
@@ -187,7 +187,7 @@ impl Metrics {
         all.register("repairs_sent", "Requests to agents for records that are missing", self.repairs_sent.clone());
         all.register(
             "repairs_dropped",
-            "Such requests not sent: not the active replica, catching up, a full queue, or no connection; they are repeated",
+            "Such requests not sent, because of a full queue or no connection; they are repeated",
             self.repairs_dropped.clone(),
         );
         all.register("gaps_open", "Ranges of hosts' records that are missing and asked for", self.gaps_open.clone());

@@ -14,8 +14,8 @@ pub const QUEUE_REPAIRS: usize = 1_024;
 /// Queues the wishes of the records just folded if this replica is `live`: the active one, and at the log's end. The wishes of a standby
 /// are the active one's, and those of the past may have come true further on.
 pub fn hand_on(wishes: &mut Vec<Repair>, live: bool, queue: &mpsc::Sender<Repair>, metrics: &Metrics) {
-    for repair in wishes.drain(..) {
-        if !live || queue.try_send(repair).is_err() {
+    for repair in wishes.drain(..).filter(|_| live) {
+        if queue.try_send(repair).is_err() {
             metrics.repairs_dropped.inc();
         }
     }
