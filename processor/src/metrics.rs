@@ -99,6 +99,8 @@ pub struct Metrics {
     pub leases: Gauge,
     /// Panes open.
     pub panes_open: Gauge,
+    /// Alerts firing.
+    pub alerts_firing: Gauge,
     /// Samples by what became of them.
     pub samples_folded: Gauge,
     /// Refused.
@@ -197,6 +199,7 @@ impl Metrics {
         all.register("devices_placeable", "GPUs that could take a placement now", self.devices_placeable.clone());
         all.register("leases", "Leases not ended", self.leases.clone());
         all.register("panes_open", "Windows open", self.panes_open.clone());
+        all.register("alerts_firing", "Alerts firing", self.alerts_firing.clone());
         all.register("samples_folded", "Samples folded since the log began", self.samples_folded.clone());
         all.register("samples_rejected", "Samples refused since the log began", self.samples_rejected.clone());
         all.register("samples_late", "Samples too late for their window since the log began", self.samples_late.clone());
@@ -212,6 +215,7 @@ impl Metrics {
         self.devices_placeable.set(signed(summary.devices_placeable));
         self.leases.set(signed(summary.leases));
         self.panes_open.set(signed(summary.panes_open));
+        self.alerts_firing.set(signed(summary.alerts_firing));
         self.samples_folded.set(signed(summary.samples_folded));
         self.samples_rejected.set(signed(summary.samples_rejected));
         self.samples_late.set(signed(summary.samples_late));

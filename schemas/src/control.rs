@@ -3,7 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::alert::Rule;
 use crate::id::{GpuUuid, HostId, Position};
+use crate::settings::Settings;
 
 /// One control record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -23,6 +25,14 @@ pub enum Control {
     Cordon(Cordon),
     /// Put them back.
     Uncordon(Cordon),
+    /// Take hosts or GPUs out of service and let their leases end: they can no longer be renewed.
+    Drain {
+        /// What to drain.
+        what: Cordon,
+        /// After how long at most the leases end, ms of live clock; absent = when they run out.
+        #[serde(default)]
+        grace_ms: Option<u64>,
+    },
     /// An operator's word that a GPU is free, whatever telemetry says.
     Free {
         /// The GPU.
@@ -35,8 +45,27 @@ pub enum Control {
         /// Last position whose rows it holds.
         position: Position,
     },
-    /// Change thresholds of the fold; absent = unchanged.
+    /// Change settings of the fold; absent = unchanged.
     Settings(Settings),
+    /// Choose how GPUs are placed.
+    Placement {
+        /// Name of the policy.
+        policy: String,
+        /// Its version.
+        version: u32,
+    },
+    /// Create an alert rule, or replace the one of that name.
+    AlertRule(Rule),
+    /// Remove an alert rule; what it has firing is resolved.
+    RemoveAlertRule {
+        /// Its name.
+        name: String,
+    },
+    /// Choose which behaviour of the fold holds from here on. Every processor must know it: upgrade them first.
+    Logic {
+        /// Version of the logic.
+        version: u32,
+    },
 }
 
 /// What to cordon: a host, or one GPU.
@@ -47,18 +76,6 @@ pub enum Cordon {
     Host(HostId),
     /// One GPU.
     Gpu(GpuUuid),
-}
-
-/// Thresholds of the fold; absent = unchanged.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// Share of a GPU's memory that may be reserved, basis points 1..=10000.
-    pub vram_limit_bp: Option<u32>,
-    /// Memory in use below which a drained GPU counts as free, bytes.
-    pub free_memory_bytes_max: Option<u64>,
-    /// How long a drained GPU must look free, ms.
-    pub free_after_ms: Option<u64>,
 }
 
 /// The active processor's beat, one each second, so that a quiet log still moves.

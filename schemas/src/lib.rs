@@ -3,6 +3,9 @@
 //! Read in this order: identities and time; a [`reading::Reading`] is [`validate`]d into a [`sample::Sample`]; samples travel in a
 //! [`frame::Frame`]; everything else travels as JSON; a [`record::Record`] is any message of the log; a [`row::Row`] is what SQL shows.
 
+pub mod alert;
+pub mod settings;
+pub mod policy;
 pub mod control;
 pub mod ctl;
 pub mod frame;

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::alert::{Limit, Scope, Severity, Signal};
 use crate::ctl::Class;
 use crate::id::{CellId, DeviceKey, GpuUuid, HostId, Position, Slot, TenantId};
+use crate::policy::{Policy, SetBy};
 use crate::reason::Reason;
 use crate::subject::OutSubject;
 use crate::time::LogTime;
@@ -56,6 +58,10 @@ pub enum Payload {
     Rejected(RejectedOut),
     /// `plimsoll.gap.v1`
     Gap(Gap),
+    /// `plimsoll.alert.changed.v1`
+    Alert(Box<AlertChanged>),
+    /// `plimsoll.policy.changed.v1`
+    Policy(Box<PolicyChanged>),
 }
 
 impl Payload {
@@ -69,6 +75,8 @@ impl Payload {
             Self::Host(_) => "plimsoll.host.changed.v1",
             Self::Rejected(_) => "plimsoll.rejected.v1",
             Self::Gap(_) => "plimsoll.gap.v1",
+            Self::Alert(_) => "plimsoll.alert.changed.v1",
+            Self::Policy(_) => "plimsoll.policy.changed.v1",
         }
     }
 
@@ -81,6 +89,8 @@ impl Payload {
             Self::Host(h) => format!("host/{}", h.host),
             Self::Rejected(r) => format!("rejected/{}", r.source),
             Self::Gap(g) => format!("gap/{}", g.host.as_ref().map_or("log", HostId::as_str)),
+            Self::Alert(a) => format!("alert/{}", a.dedup_key),
+            Self::Policy(p) => format!("policy/{}/{}", p.policy.kind(), p.name),
         }
     }
 }
@@ -431,4 +441,80 @@ pub struct Gap {
     pub state: GapState,
     /// Why, as far as it is known.
     pub cause: String,
+}
+
+/// Where an alert stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AlertState {
+    /// Its rule's limit is passed.
+    Firing,
+    /// It is over.
+    Resolved,
+}
+
+impl AlertState {
+    /// The snake_case name in SQL.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Firing => "firing",
+            Self::Resolved => "resolved",
+        }
+    }
+}
+
+/// An alert fired or resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AlertChanged {
+    /// One life of the alert, from firing to resolved: `<cell>-<log epoch>-<sequence>-<ordinal>`.
+    pub alert_id: String,
+    /// What is the same for every life of it: `<rule>/<host or GPU UUID or cell>`.
+    pub dedup_key: String,
+    /// The rule.
+    pub rule: String,
+    /// How grave it is.
+    pub severity: Severity,
+    /// Where it stands now.
+    pub state: AlertState,
+    /// What moved it: `limit_passed`, `cleared`, `retired`, `rule_changed` or `rule_removed`.
+    pub cause: String,
+    /// What it is about.
+    pub scope: Scope,
+    /// The host, unless it is about the cell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostId>,
+    /// The GPU, if it is about one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_uuid: Option<GpuUuid>,
+    /// Its key in SQL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_key: Option<DeviceKey>,
+    /// What is watched.
+    pub signal: Signal,
+    /// Its value when the alert moved, in the signal's unit.
+    pub value: i64,
+    /// The limit.
+    pub limit: Limit,
+    /// Since when the limit was passed, RFC 3339: start of the first such window, or log time of the change of state.
+    #[schemars(extend("format" = "date-time"))]
+    pub began_at: String,
+    /// The rule's text for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summary: Option<String>,
+}
+
+/// Something came into force, or is no longer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PolicyChanged {
+    /// What: its kind and content.
+    #[serde(flatten)]
+    pub policy: Policy,
+    /// Under which name.
+    pub name: String,
+    /// How often something came into force under that kind and name, or the version of what it names.
+    pub version: u32,
+    /// Whether it holds from now on; otherwise it is over.
+    pub in_force: bool,
+    /// Whose word that is.
+    pub set_by: SetBy,
 }

@@ -176,6 +176,12 @@ reasons! {
     Cancelled = 72, "cancelled";
     /// It waited longer than it said it would.
     MaxWait = 73, "max_wait";
+
+    // Control records.
+    /// No such policy, rule or version.
+    UnknownPolicy = 80, "unknown_policy";
+    /// A rule or policy that cannot work.
+    InvalidPolicy = 81, "invalid_policy";
 }
 
 impl std::fmt::Display for Reason {

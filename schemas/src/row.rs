@@ -5,9 +5,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::alert::{Limit, Scope, Severity, Signal};
 use crate::ctl::Class;
 use crate::id::{DeviceKey, GpuUuid, HostId, Position, Slot, TenantId};
-use crate::out::{DeviceState, GapState, LeaseState, Outcome};
+use crate::out::{AlertState, DeviceState, GapState, LeaseState, Outcome};
+use crate::policy::SetBy;
 use crate::reason::Reason;
 use crate::sketch::Sketch;
 use crate::time::{EventTime, LogTime};
@@ -40,6 +42,10 @@ pub enum Table {
     DeviceEvents = 11,
     /// What is missing: versions by key (host, epoch, class, from_seq).
     Gaps = 12,
+    /// What was in force: versions by key (kind, name, valid_from).
+    Policies = 20,
+    /// Alerts: versions by key alert_id.
+    Alerts = 21,
 }
 
 impl Table {
@@ -57,6 +63,8 @@ impl Table {
         Table::Rejected,
         Table::DeviceEvents,
         Table::Gaps,
+        Table::Policies,
+        Table::Alerts,
     ];
 
     /// The name in SQL and in the archive.
@@ -74,6 +82,8 @@ impl Table {
             Table::Rejected => "rejected",
             Table::DeviceEvents => "device_events",
             Table::Gaps => "gaps",
+            Table::Policies => "policies",
+            Table::Alerts => "alerts",
         }
     }
 
@@ -122,6 +132,10 @@ pub enum Row {
     DeviceEvent(Box<DeviceEventRow>),
     /// Of `gaps`.
     Gap(Box<GapRow>),
+    /// Of `policies`.
+    Policy(Box<PolicyRow>),
+    /// Of `alerts`.
+    Alert(Box<AlertRow>),
 }
 
 impl Row {
@@ -140,6 +154,8 @@ impl Row {
             Row::Rejected(_) => Table::Rejected,
             Row::DeviceEvent(_) => Table::DeviceEvents,
             Row::Gap(_) => Table::Gaps,
+            Row::Policy(_) => Table::Policies,
+            Row::Alert(_) => Table::Alerts,
         }
     }
 }
@@ -505,6 +521,62 @@ pub struct GapRow {
     pub cause: String,
     /// When it was repaired or lost (log time).
     pub closed_at: Option<LogTime>,
+}
+
+/// What was in force under a kind and a name, from one instant on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRow {
+    /// Such as `settings` or `alert_rule`.
+    pub kind: String,
+    /// Name within its kind.
+    pub name: String,
+    /// How often something came into force under that kind and name, or the version of what it names.
+    pub version: u32,
+    /// From when (log time).
+    pub valid_from: LogTime,
+    /// Until when; absent = now.
+    pub valid_to: Option<LogTime>,
+    /// What it says, a JSON object.
+    pub params: String,
+    /// Whose word it is.
+    pub set_by: SetBy,
+}
+
+/// One life of an alert.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AlertRow {
+    /// Id.
+    pub alert_id: String,
+    /// Rule and subject: the same for every life.
+    pub dedup_key: String,
+    /// Rule.
+    pub rule: String,
+    /// How grave.
+    pub severity: Severity,
+    /// Where it stands.
+    pub state: AlertState,
+    /// What moved it.
+    pub cause: String,
+    /// What it is about.
+    pub scope: Scope,
+    /// GPU, if it is about one.
+    pub device_key: Option<DeviceKey>,
+    /// Host, unless it is about the cell.
+    pub host: Option<HostId>,
+    /// What is watched.
+    pub signal: Signal,
+    /// Its value when the alert last moved.
+    pub value: i64,
+    /// The limit.
+    pub limit: Limit,
+    /// Since when the limit was passed.
+    pub began_at: EventTime,
+    /// When it fired (log time).
+    pub fired_at: LogTime,
+    /// When it was over.
+    pub resolved_at: Option<LogTime>,
+    /// For people.
+    pub summary: Option<String>,
 }
 
 /// A sample of the recent ring, as SQL's `samples` shows it.

@@ -78,6 +78,10 @@ pub enum OutSubject {
     Rejected,
     /// What is missing from the log.
     Gap,
+    /// Alerts that fire and resolve.
+    Alert,
+    /// What came into force.
+    Policy,
 }
 
 impl OutSubject {
@@ -89,6 +93,8 @@ impl OutSubject {
             Self::Device => "device".to_owned(),
             Self::Rejected => "rejected".to_owned(),
             Self::Gap => "gap".to_owned(),
+            Self::Alert => "alert".to_owned(),
+            Self::Policy => "policy".to_owned(),
         };
         format!("{ROOT}.{cell}.out.{tail}")
     }

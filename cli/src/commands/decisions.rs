@@ -79,7 +79,13 @@ fn row(event: &CloudEvent, format: Format) -> Option<String> {
     let (sequence, outcome, tenant, request, detail) = match &event.data {
         Payload::Decided(decided) => (decided.decision_seq, decided.outcome, &decided.tenant, &decided.request_id, placed(decided)),
         Payload::Distributed(split) => (split.decision_seq, split.outcome, &split.tenant, &split.request_id, distributed(split)),
-        Payload::Lease(_) | Payload::Device(_) | Payload::Host(_) | Payload::Rejected(_) | Payload::Gap(_) => return None,
+        Payload::Lease(_)
+        | Payload::Device(_)
+        | Payload::Host(_)
+        | Payload::Rejected(_)
+        | Payload::Gap(_)
+        | Payload::Alert(_)
+        | Payload::Policy(_) => return None,
     };
     let sequence = sequence.to_string();
     Some(match format {

@@ -108,7 +108,9 @@ pub async fn ask(broker: &Broker, tenant: &TenantId, place: Place, since: Since,
                 | Payload::Device(_)
                 | Payload::Host(_)
                 | Payload::Rejected(_)
-                | Payload::Gap(_) => {}
+                | Payload::Gap(_)
+                | Payload::Alert(_)
+                | Payload::Policy(_) => {}
             }
         }
     }

@@ -11,8 +11,8 @@ use arrow::record_batch::RecordBatch;
 use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::id::CellId;
 use plimsoll_schemas::row::{
-    DecisionRow, DeviceEventRow, DeviceRow, GapRow, HostRow, LeaseDeviceRow, LeaseRow, PlacedRow, RejectedRow, RequestRow, Row, SampleRow, Table,
-    WindowRow,
+    AlertRow, DecisionRow, DeviceEventRow, DeviceRow, GapRow, HostRow, LeaseDeviceRow, LeaseRow, PlacedRow, PolicyRow, RejectedRow, RequestRow, Row,
+    SampleRow, Table, WindowRow,
 };
 use plimsoll_schemas::sample::celsius;
 
@@ -53,6 +53,8 @@ pub fn batch(table: Table, cell: &CellId, rows: &[PlacedRow]) -> Result<RecordBa
         Table::Rejected => build(table, cell, rows, &rejected(), |row| if let Row::Rejected(row) = row { Some(row) } else { None }),
         Table::DeviceEvents => build(table, cell, rows, &device_events(), |row| if let Row::DeviceEvent(row) = row { Some(row) } else { None }),
         Table::Gaps => build(table, cell, rows, &gaps(), |row| if let Row::Gap(row) = row { Some(row) } else { None }),
+        Table::Policies => build(table, cell, rows, &policies(), |row| if let Row::Policy(row) = row { Some(row) } else { None }),
+        Table::Alerts => build(table, cell, rows, &alerts(), |row| if let Row::Alert(row) = row { Some(row) } else { None }),
     }
 }
 
@@ -67,7 +69,8 @@ pub fn samples_batch(cell: &CellId, rows: &[SampleRow]) -> Result<RecordBatch, E
 pub const fn time_column(table: Table) -> &'static str {
     match table {
         Table::GpuWindows10s | Table::GpuWindows1m | Table::GpuWindows1h => "window_at",
-        Table::Devices | Table::Hosts => "valid_from",
+        Table::Devices | Table::Hosts | Table::Policies => "valid_from",
+        Table::Alerts => "fired_at",
         Table::PlacementRequests => "requested_at",
         Table::PlacementDecisions => "decided_at",
         Table::Leases => "granted_at",
@@ -85,6 +88,8 @@ pub const fn key_columns(table: Table) -> &'static [&'static str] {
         Table::Devices => &["device_key", "valid_from"],
         Table::Hosts => &["host", "valid_from"],
         Table::Leases => &["lease_id"],
+        Table::Policies => &["kind", "name", "valid_from"],
+        Table::Alerts => &["alert_id"],
         Table::LeaseDevices => &["lease_id", "device_key"],
         Table::Gaps => &["host", "epoch", "class", "from_seq"],
         Table::PlacementRequests | Table::PlacementDecisions | Table::Rejected | Table::DeviceEvents => &[],
@@ -110,7 +115,9 @@ pub const fn window_seconds(table: Table) -> Option<i64> {
         | Table::LeaseDevices
         | Table::Rejected
         | Table::DeviceEvents
-        | Table::Gaps => None,
+        | Table::Gaps
+        | Table::Policies
+        | Table::Alerts => None,
     }
 }
 
@@ -126,6 +133,8 @@ fn make_schema(table: Table) -> SchemaRef {
         Table::Rejected => column::schema(&rejected()),
         Table::DeviceEvents => column::schema(&device_events()),
         Table::Gaps => column::schema(&gaps()),
+        Table::Policies => column::schema(&policies()),
+        Table::Alerts => column::schema(&alerts()),
     }
 }
 
@@ -399,6 +408,44 @@ fn gaps() -> Vec<Column<GapRow>> {
         Column::new("state", Get::Text(|r| Some(r.row.state.code())), "open, repaired (all of it came), loss (none of it will be counted)."),
         Column::new("cause", Get::Text(|r| Some(&r.row.cause)), "Why, as far as it is known."),
         Column::new("closed_at", Get::Time(|r| Some(r.row.closed_at?.micros())), "When it was repaired or lost, log time; NULL = open."),
+        stream_seq(),
+        cell(),
+    ])
+}
+
+fn policies() -> Vec<Column<PolicyRow>> {
+    with_place([
+        Column::key("kind", Get::Text(|r| Some(&r.row.kind)), "settings, placement, alert_rule, logic, enrolment or cordon."),
+        Column::key("name", Get::Text(|r| Some(&r.row.name)), "Name within its kind: a rule, a policy, host/… or gpu/…, * = every host."),
+        Column::new("version", Get::Int32(|r| int32(r.row.version)), "Of a policy or logic its own; else how often that name came into force."),
+        Column::key("valid_from", Get::Time(|r| Some(r.row.valid_from.micros())), "From when it holds, log time."),
+        Column::new("valid_to", Get::Time(|r| Some(r.row.valid_to?.micros())), "Until when; NULL = now."),
+        Column::new("params", Get::Text(|r| Some(&r.row.params)), "What it says, a JSON object."),
+        Column::new("set_by", Get::Text(|r| Some(r.row.set_by.code())), "default (shipped) or operator (a control record)."),
+        stream_seq(),
+        cell(),
+    ])
+}
+
+fn alerts() -> Vec<Column<AlertRow>> {
+    with_place([
+        Column::key("alert_id", Get::Text(|r| Some(&r.row.alert_id)), "One life of an alert, from firing to resolved."),
+        Column::new("dedup_key", Get::Text(|r| Some(&r.row.dedup_key)), "Rule and what it is about: the same for every life."),
+        Column::new("rule", Get::Text(|r| Some(&r.row.rule)), "Rule; its limits then are in policies."),
+        Column::new("severity", Get::Text(|r| Some(r.row.severity.code())), "info, warning, critical or emergency."),
+        Column::new("state", Get::Text(|r| Some(r.row.state.code())), "firing or resolved."),
+        Column::new("cause", Get::Text(|r| Some(&r.row.cause)), "limit_passed, cleared, retired, rule_changed or rule_removed."),
+        Column::new("scope", Get::Text(|r| Some(r.row.scope.code())), "gpu, host or cell."),
+        Column::new("device_key", Get::Int64(|r| Some(r.row.device_key?.0)), "GPU, if it is about one."),
+        Column::new("host", Get::Text(|r| Some(r.row.host.as_ref()?.as_str())), "Host, unless it is about the cell."),
+        Column::new("signal", Get::Text(|r| Some(r.row.signal.code())), "What is watched; its unit is in its name."),
+        Column::new("value", Get::Int64(|r| Some(r.row.value)), "Its value when the alert last moved."),
+        Column::new("threshold", Get::Int64(|r| Some(r.row.limit.value())), "The limit that was passed."),
+        Column::new("began_at", Get::Time(|r| Some(r.row.began_at.micros())), "Since when the limit was passed."),
+        Column::new("fired_at", Get::Time(|r| Some(r.row.fired_at.micros())), "When it fired, log time."),
+        Column::new("resolved_at", Get::Time(|r| Some(r.row.resolved_at?.micros())), "When it was over; NULL = it fires."),
+        Column::new("summary", Get::Text(|r| r.row.summary.as_deref()), "For people."),
+        stream_seq(),
         cell(),
     ])
 }

@@ -11,8 +11,6 @@ use crate::window::PANE_NS;
 const LIVE_STEP_NS_MAX: i64 = 2 * NS_PER_S;
 /// A step of log time beyond this is a stall: nobody watched meanwhile, so no state time is credited for it, ns.
 const STALL_NS: i64 = 60 * NS_PER_S;
-/// A window closes this long (live clock) after log time passed its end, whatever the watermark says, ns.
-pub(crate) const CLOSE_DELAY_NS_MAX: i64 = 60 * NS_PER_S;
 
 /// The clocks of one cell.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -41,8 +39,9 @@ pub(crate) enum Moved {
 }
 
 impl Clock {
-    /// Moves to the log time of the next record.
-    pub fn advance(&mut self, logged_at: LogTime) -> Moved {
+    /// Moves to the log time of the next record. A window closes `close_delay_ns` (live clock) after log time has passed its end,
+    /// whatever the watermark says.
+    pub fn advance(&mut self, logged_at: LogTime, close_delay_ns: i64) -> Moved {
         let before = self.logged_at;
         if before == LogTime::default() {
             self.logged_at = logged_at;
@@ -59,7 +58,7 @@ impl Clock {
         if end > floor(before.0, PANE_NS) {
             self.passed.push((end, self.live_ns));
         }
-        let due = self.passed.iter().take_while(|&&(_, at)| self.live_ns - at >= CLOSE_DELAY_NS_MAX).count();
+        let due = self.passed.iter().take_while(|&&(_, at)| self.live_ns - at >= close_delay_ns).count();
         if let Some((end, _)) = self.passed.drain(..due).next_back() {
             self.forced_end_ns = end;
         }
@@ -79,7 +78,7 @@ mod tests {
     fn clock_after(seconds: &[i64]) -> Clock {
         let mut clock = Clock::default();
         for &s in seconds {
-            clock.advance(LogTime(s * NS_PER_S));
+            clock.advance(LogTime(s * NS_PER_S), 60 * NS_PER_S);
         }
         clock
     }
@@ -101,7 +100,7 @@ mod tests {
     #[test]
     fn a_long_step_is_a_stall() {
         let mut clock = clock_after(&[1_000]);
-        assert_eq!(clock.advance(LogTime(1_060 * NS_PER_S)), Moved::On);
-        assert_eq!(clock.advance(LogTime(1_121 * NS_PER_S)), Moved::Stalled { before: LogTime(1_060 * NS_PER_S) });
+        assert_eq!(clock.advance(LogTime(1_060 * NS_PER_S), 0), Moved::On);
+        assert_eq!(clock.advance(LogTime(1_121 * NS_PER_S), 0), Moved::Stalled { before: LogTime(1_060 * NS_PER_S) });
     }
 }

@@ -91,6 +91,7 @@ impl State {
         self.forget_pane(number, Tier::TenSeconds, &pane);
         let minute_ns = floor(pane.start_ns, Tier::Minute.seconds() * NS_PER_S);
         self.registry.device_mut(number).minute.get_or_insert_with(|| Pane::new(minute_ns)).merge(&pane);
+        self.alert_window(number, &pane, emit);
         self.emit_window(number, Tier::TenSeconds, pane, emit);
     }
 

@@ -1,36 +1,31 @@
-//! Control records: who is placeable, what is out of service, which thresholds hold. Everything that changes behaviour is in the log.
+//! Control records: who is placeable, what is out of service, which settings and rules hold. Everything that changes behaviour is in the log.
+//!
+//! A record that cannot be carried out is refused with a reason and changes nothing. What is in force is kept by `policies`.
 
-use plimsoll_schemas::control::{Control, Cordon, Settings};
+use plimsoll_schemas::control::{Control, Cordon};
 use plimsoll_schemas::id::{GpuUuid, HostId, Position};
+use plimsoll_schemas::policy::{Cordoned, Policy, SetBy};
 use plimsoll_schemas::reason::Reason;
+use plimsoll_schemas::settings::{Settings, Thresholds};
+use plimsoll_schemas::time::NS_PER_MS;
 use serde::{Deserialize, Serialize};
 
 use crate::State;
 use crate::emit::Emit;
 use crate::faults::Faults;
+use crate::policies::FOLD;
 use crate::refuse::Refusal;
 use crate::registry::HOSTS_MAX;
+use crate::requests::POLICY;
 use crate::state_time::Cause;
+use crate::timers::Timer;
 
-/// Longest time that a drained GPU may have to look free, ms: a day.
-const FREE_AFTER_MS_MAX: u64 = 86_400_000;
-
-/// The thresholds in force.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Thresholds {
-    /// Share of a GPU's memory that may be reserved, basis points.
-    pub vram_limit_bp: u32,
-    /// Memory in use below which a drained GPU counts as free, bytes.
-    pub free_memory_bytes_max: u64,
-    /// How long it must look so, ms.
-    pub free_after_ms: i64,
-}
-
-impl Default for Thresholds {
-    fn default() -> Self {
-        Self { vram_limit_bp: 10_000, free_memory_bytes_max: 1 << 30, free_after_ms: 30_000 }
-    }
-}
+/// The behaviour of the fold that a control record can choose: there is one. Not the format of stored state.
+pub(crate) const LOGIC: u32 = 1;
+/// Longest grace of a drain, ms: thirty days.
+const GRACE_MS_MAX: u64 = 30 * 86_400_000;
+/// The kind and name of the enrolment of every host.
+const EVERY_HOST: &str = "*";
 
 /// What is sealed in the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -41,14 +36,28 @@ pub struct Sealed {
     pub position: Position,
 }
 
+/// Milliseconds of a setting in ns; settings are bounded far below what would not fit.
+pub(crate) fn ns(ms: u64) -> i64 {
+    i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(NS_PER_MS)
+}
+
+/// What a cordon is about, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Host(u32),
+    Gpu(u32),
+}
+
 impl State {
     /// Folds a control record.
     pub(crate) fn control(&mut self, control: &Control, emit: &mut Emit<'_>) {
         match control {
-            Control::Enrol { hosts } => self.enrol(hosts, emit),
+            Control::Enrol { hosts } if hosts.is_empty() => self.enrol_every_host(emit),
+            Control::Enrol { hosts } => hosts.iter().for_each(|host| self.enrol(host, emit)),
             Control::Expel { host } => self.expel(host, emit),
-            Control::Cordon(what) => self.cordon(what, true, emit),
-            Control::Uncordon(what) => self.cordon(what, false, emit),
+            Control::Cordon(what) => self.cordon(what, Cordoned::default(), emit),
+            Control::Drain { what, grace_ms } => self.cordon(what, Cordoned { drain: true, grace_ms: *grace_ms }, emit),
+            Control::Uncordon(what) => self.uncordon(what, emit),
             Control::Free { uuid } => self.operator_free(uuid, emit),
             Control::Sealed { version, position } => {
                 if *version > self.meta.sealed.version {
@@ -56,64 +65,131 @@ impl State {
                 }
             }
             Control::Settings(settings) => self.settings(settings, emit),
+            Control::Placement { policy, version } => self.placement(policy, *version, emit),
+            Control::AlertRule(rule) => self.alert_rule(rule, emit),
+            Control::RemoveAlertRule { name } => self.remove_alert_rule(name, emit),
+            Control::Logic { version } => self.logic(*version, emit),
         }
     }
 
-    fn enrol(&mut self, hosts: &[HostId], emit: &mut Emit<'_>) {
-        if hosts.is_empty() {
-            self.meta.enrol_all = true;
-            for host in 0..self.registry.hosts.len() as u32 {
-                self.restate_host(host, "enrolled", emit);
+    fn enrol_every_host(&mut self, emit: &mut Emit<'_>) {
+        self.meta.enrol_all = true;
+        self.policies.set(Policy::Enrolment, EVERY_HOST, None, SetBy::Operator, emit);
+        for number in 0..self.registry.hosts.len() as u32 {
+            if self.registry.hosts[number as usize].expelled {
+                self.registry.host_mut(number).expelled = false;
             }
-        }
-        for id in hosts {
-            match self.registry.host_number(id) {
-                Some(host) => {
-                    self.registry.host_mut(host).enrolled = true;
-                    self.restate_host(host, "enrolled", emit);
-                }
-                None if self.meta.enrolled_early.len() < HOSTS_MAX => {
-                    self.meta.enrolled_early.insert(id.clone());
-                }
-                None => self.refuse_control(Reason::LimitReached, format!("{HOSTS_MAX} hosts are enrolled that never registered"), emit),
-            }
+            self.restate_host(number, "enrolled", emit);
         }
     }
 
+    fn enrol(&mut self, id: &HostId, emit: &mut Emit<'_>) {
+        match self.registry.host_number(id) {
+            Some(number) => {
+                let host = self.registry.host_mut(number);
+                (host.enrolled, host.expelled) = (true, false);
+                self.policies.set(Policy::Enrolment, id.as_str(), None, SetBy::Operator, emit);
+                self.restate_host(number, "enrolled", emit);
+            }
+            None if self.meta.enrolled_early.len() < HOSTS_MAX => {
+                self.meta.enrolled_early.insert(id.clone());
+                self.policies.set(Policy::Enrolment, id.as_str(), None, SetBy::Operator, emit);
+            }
+            None => self.refuse_control(Reason::LimitReached, format!("{HOSTS_MAX} hosts are enrolled that never registered"), emit),
+        }
+    }
+
+    /// Takes a host's enrolment back, also where every host of the cell is enrolled.
     fn expel(&mut self, id: &HostId, emit: &mut Emit<'_>) {
         let early = self.meta.enrolled_early.remove(id);
         match self.registry.host_number(id) {
-            Some(host) => {
-                self.registry.host_mut(host).enrolled = false;
-                self.restate_host(host, "expelled", emit);
+            Some(number) => {
+                let host = self.registry.host_mut(number);
+                (host.enrolled, host.expelled) = (false, true);
+                self.policies.end(Policy::Enrolment.kind(), id.as_str(), emit);
+                self.restate_host(number, "expelled", emit);
             }
-            None if early => {}
+            None if early => self.policies.end(Policy::Enrolment.kind(), id.as_str(), emit),
             None => self.refuse_control(Reason::DeviceNotRegistered, format!("no host {id}"), emit),
         }
     }
 
-    fn cordon(&mut self, what: &Cordon, cordoned: bool, emit: &mut Emit<'_>) {
-        let cause = if cordoned { "cordon" } else { "uncordon" };
-        match what {
-            Cordon::Host(id) => match self.registry.host_number(id) {
-                Some(host) if self.registry.hosts[host as usize].cordoned != cordoned => {
-                    self.close_host_version(host, emit);
-                    self.registry.host_mut(host).cordoned = cordoned;
-                    self.publish_host(host, cause, emit);
-                    self.restate_host(host, cause, emit);
-                }
-                Some(_) => {}
-                None => self.refuse_control(Reason::DeviceNotRegistered, format!("no host {id}"), emit),
-            },
-            Cordon::Gpu(uuid) => match self.registry.device_number(uuid) {
-                Some(number) => {
-                    let device = self.registry.device_mut(number);
-                    device.facts.cordoned = cordoned;
-                    device.facts_dirty = true;
-                    self.restate(number, Cause::of(cause), emit);
-                }
-                None => self.refuse_control(Reason::DeviceNotRegistered, format!("no GPU {uuid}"), emit),
-            },
+    /// The number of what a cordon is about and its name in `policies`; refused if there is none.
+    fn target(&mut self, what: &Cordon, emit: &mut Emit<'_>) -> Option<(Target, String)> {
+        let (found, name) = match what {
+            Cordon::Host(id) => (self.registry.host_number(id).map(Target::Host), format!("host/{id}")),
+            Cordon::Gpu(uuid) => (self.registry.device_number(uuid).map(Target::Gpu), format!("gpu/{uuid}")),
+        };
+        if found.is_none() {
+            self.refuse_control(Reason::DeviceNotRegistered, format!("no {}", name.replacen('/', " ", 1)), emit);
+        }
+        found.map(|target| (target, name))
+    }
+
+    fn cordon(&mut self, what: &Cordon, asked: Cordoned, emit: &mut Emit<'_>) {
+        if let Some(grace_ms) = asked.grace_ms.filter(|&ms| ms > GRACE_MS_MAX) {
+            return self.refuse_control(Reason::OutOfRange, format!("grace_ms {grace_ms}, at most {GRACE_MS_MAX}"), emit);
+        }
+        let Some((target, name)) = self.target(what, emit) else { return };
+        let (cordoned, drains) = self.out_of_service(target);
+        if cordoned && drains && !asked.drain {
+            // It is drained already, which is more.
+            return;
+        }
+        if !self.policies.set(Policy::Cordon(asked), &name, None, SetBy::Operator, emit) {
+            return;
+        }
+        self.set_out_of_service(target, true, asked.drain, if asked.drain { "drain" } else { "cordon" }, emit);
+        if asked.drain {
+            self.drain_leases(&self.numbers_of(target), asked.grace_ms, emit);
+        }
+    }
+
+    fn uncordon(&mut self, what: &Cordon, emit: &mut Emit<'_>) {
+        let Some((target, name)) = self.target(what, emit) else { return };
+        self.policies.end(Policy::Cordon(Cordoned::default()).kind(), &name, emit);
+        self.set_out_of_service(target, false, false, "uncordon", emit);
+    }
+
+    fn numbers_of(&self, target: Target) -> Vec<u32> {
+        match target {
+            Target::Host(number) => self.registry.hosts[number as usize].devices.clone(),
+            Target::Gpu(number) => vec![number],
+        }
+    }
+
+    /// Whether it is cordoned, and whether it drains.
+    fn out_of_service(&self, target: Target) -> (bool, bool) {
+        match target {
+            Target::Host(number) => {
+                let host = &self.registry.hosts[number as usize];
+                (host.cordoned, host.drains)
+            }
+            Target::Gpu(number) => {
+                let facts = &self.registry.devices[number as usize].facts;
+                (facts.cordoned, facts.drains)
+            }
+        }
+    }
+
+    fn set_out_of_service(&mut self, target: Target, cordoned: bool, drains: bool, cause: &str, emit: &mut Emit<'_>) {
+        if self.out_of_service(target) == (cordoned, drains) {
+            return;
+        }
+        match target {
+            Target::Host(number) => {
+                self.close_host_version(number, emit);
+                let host = self.registry.host_mut(number);
+                (host.cordoned, host.drains) = (cordoned, drains);
+                self.publish_host(number, cause, emit);
+                self.restate_host(number, cause, emit);
+            }
+            Target::Gpu(number) => {
+                let device = self.registry.device_mut(number);
+                (device.facts.cordoned, device.facts.drains) = (cordoned, drains);
+                device.facts_dirty = true;
+                self.restate(number, Cause::of(cause), emit);
+            }
         }
     }
 
@@ -129,26 +205,52 @@ impl State {
         }
     }
 
-    fn settings(&mut self, settings: &Settings, emit: &mut Emit<'_>) {
-        let wrong = match settings {
-            Settings { vram_limit_bp: Some(bp), .. } if !(1..=10_000).contains(bp) => Some(format!("vram_limit_bp {bp}, expected 1 to 10000")),
-            Settings { free_after_ms: Some(ms), .. } if *ms > FREE_AFTER_MS_MAX => Some(format!("free_after_ms {ms}, at most {FREE_AFTER_MS_MAX}")),
-            Settings { .. } => None,
-        };
-        if let Some(detail) = wrong {
-            return self.refuse_control(Reason::OutOfRange, detail, emit);
+    fn settings(&mut self, change: &Settings, emit: &mut Emit<'_>) {
+        match self.meta.settings.with(change) {
+            Err(detail) => self.refuse_control(Reason::OutOfRange, detail, emit),
+            Ok(new) => {
+                let old = std::mem::replace(&mut self.meta.settings, new);
+                self.policies.set(Policy::Settings(new), FOLD, None, SetBy::Operator, emit);
+                self.settle_settings(&old);
+            }
         }
-        let now = &mut self.meta.settings;
-        now.vram_limit_bp = settings.vram_limit_bp.unwrap_or(now.vram_limit_bp);
-        now.free_memory_bytes_max = settings.free_memory_bytes_max.unwrap_or(now.free_memory_bytes_max);
-        now.free_after_ms = settings.free_after_ms.map_or(now.free_after_ms, |ms| ms as i64);
-        // What was calm under the old threshold need not be under the new one.
+    }
+
+    /// What follows from a change of settings: deadlines move, and what looked empty under the old threshold need not under the new one.
+    fn settle_settings(&mut self, old: &Thresholds) {
+        let new = self.meta.settings;
+        if new == *old {
+            return;
+        }
+        for number in 0..self.registry.hosts.len() as u32 {
+            self.wait_for_silence(number);
+        }
         for number in 0..self.registry.devices.len() as u32 {
-            if self.registry.devices[number as usize].pulse.calm_ns.is_some() {
+            if let Some(at_ns) = self.late_deadline(number) {
+                self.timers.set(at_ns, Timer::Late(number));
+            }
+            if new.free_memory_bytes_max != old.free_memory_bytes_max && self.registry.devices[number as usize].pulse.calm_ns.is_some() {
                 let device = self.registry.device_mut(number);
                 device.pulse.calm_ns = None;
                 device.pulse_dirty = true;
             }
+        }
+    }
+
+    fn placement(&mut self, policy: &str, version: u32, emit: &mut Emit<'_>) {
+        if (policy, version) == POLICY {
+            self.policies.set(Policy::Placement, POLICY.0, Some(POLICY.1), SetBy::Operator, emit);
+        } else {
+            let detail = format!("no policy {policy}@{version}, this build has {}@{}", POLICY.0, POLICY.1);
+            self.refuse_control(Reason::UnknownPolicy, detail, emit);
+        }
+    }
+
+    fn logic(&mut self, version: u32, emit: &mut Emit<'_>) {
+        if version == LOGIC {
+            self.policies.set(Policy::Logic, FOLD, Some(LOGIC), SetBy::Operator, emit);
+        } else {
+            self.refuse_control(Reason::UnknownPolicy, format!("logic {version}, this build knows {LOGIC}"), emit);
         }
     }
 
@@ -158,7 +260,9 @@ impl State {
         }
     }
 
-    fn refuse_control(&mut self, reason: Reason, detail: String, emit: &mut Emit<'_>) {
-        self.refuse(None, None, "control", Refusal::new(reason, detail), emit);
+    /// A row of `rejected` that carries the record's own sequence, so that whoever sent it finds the answer.
+    pub(crate) fn refuse_control(&mut self, reason: Reason, detail: String, emit: &mut Emit<'_>) {
+        let refusal = Refusal { sequence: Some(emit.position().sequence), ..Refusal::new(reason, detail) };
+        self.refuse(None, None, "control", refusal, emit);
     }
 }

@@ -9,6 +9,8 @@
 //! | ranges | host 4, epoch 8, class 1 | ranges and gaps |
 //! | requests | number 8 | request seen |
 //! | leases | fence 8 | lease |
+//! | policies | `<kind>/<name>` | what is in force |
+//! | alerts | subject 5, rule 4; or `rules`, `counted` | a watched rule; one struct each |
 
 use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::id::CellId;
@@ -19,6 +21,7 @@ use siphasher::sip::SipHasher24;
 use std::hash::Hasher;
 
 use crate::State;
+use crate::alerts::Subject;
 use crate::ranges::{Entry as RangesEntry, Ranges};
 use crate::registry::{Device, Facts, Host, LatePane, Pulse};
 use crate::timers::Timer;
@@ -60,11 +63,16 @@ pub enum StateTable {
     Requests = 6,
     /// Leases.
     Leases = 7,
+    /// What is in force.
+    Policies = 20,
+    /// Alert rules and where they stand.
+    Alerts = 21,
 }
 
 impl StateTable {
     /// Every table.
-    pub const ALL: &[StateTable] = &[Self::Meta, Self::Hosts, Self::Devices, Self::Panes, Self::Ranges, Self::Requests, Self::Leases];
+    pub const ALL: &[StateTable] =
+        &[Self::Meta, Self::Hosts, Self::Devices, Self::Panes, Self::Ranges, Self::Requests, Self::Leases, Self::Policies, Self::Alerts];
 
     /// The name of its column family.
     pub const fn name(self) -> &'static str {
@@ -76,6 +84,8 @@ impl StateTable {
             Self::Ranges => "ranges",
             Self::Requests => "requests",
             Self::Leases => "leases",
+            Self::Policies => "policies",
+            Self::Alerts => "alerts",
         }
     }
 }
@@ -137,6 +147,22 @@ impl Digest {
     }
 }
 
+fn put_or_delete<T: Serialize>(entries: &mut Vec<Entry>, table: StateTable, key: Vec<u8>, value: Option<&T>) {
+    match value {
+        Some(value) => put(entries, table, key, value),
+        None => entries.push(Entry { table, key, value: None }),
+    }
+}
+
+fn watched_key(subject: Subject, rule: u32) -> Vec<u8> {
+    let (kind, number) = match subject {
+        Subject::Cell => (0u8, 0),
+        Subject::Host(number) => (1, number),
+        Subject::Gpu(number) => (2, number),
+    };
+    [&[kind][..], &number.to_be_bytes(), &rule.to_be_bytes()].concat()
+}
+
 impl State {
     /// The durable entries that changed since this was last called, for one write batch: at most one per key. Applied in any order
     /// to what earlier calls gave, they are the whole state at [`State::position`].
@@ -148,6 +174,7 @@ impl State {
         if std::mem::take(&mut self.buckets_dirty) {
             put(&mut entries, StateTable::Meta, b"buckets".to_vec(), &self.buckets);
         }
+        self.take_alerts(&mut entries);
         self.take_hosts(&mut entries);
         self.take_devices(&mut entries);
         for fence in sorted(std::mem::take(&mut self.leases.dirty)) {
@@ -168,6 +195,20 @@ impl State {
             }
         }
         entries
+    }
+
+    fn take_alerts(&mut self, entries: &mut Vec<Entry>) {
+        for key in std::mem::take(&mut self.policies.dirty) {
+            let value = self.policies.by_key.get(&key);
+            put_or_delete(entries, StateTable::Policies, key.into_bytes(), value);
+        }
+        put(entries, StateTable::Alerts, b"counted".to_vec(), &self.alerts.counted);
+        if std::mem::take(&mut self.alerts.rules_dirty) {
+            put(entries, StateTable::Alerts, b"rules".to_vec(), &self.alerts.rules);
+        }
+        for (subject, rule) in std::mem::take(&mut self.alerts.dirty) {
+            put_or_delete(entries, StateTable::Alerts, watched_key(subject, rule), self.alerts.watched.get(&(subject, rule)));
+        }
     }
 
     fn take_hosts(&mut self, entries: &mut Vec<Entry>) {
@@ -293,6 +334,13 @@ impl State {
                 self.timers.set(at_ns, Timer::Lease(fence));
             }
         }
+        self.timers.set(self.minute_deadline(), Timer::Minute);
+        let watched: Vec<_> = self.alerts.watched.keys().copied().collect();
+        for (subject, rule) in watched {
+            if let Some(at_ns) = self.alert_deadline(subject, rule) {
+                self.timers.set(at_ns, Timer::Alert(subject, rule));
+            }
+        }
         self.registry.dirty_hosts.clear();
         self.registry.dirty_devices.clear();
         self.leases.dirty.clear();
@@ -332,6 +380,35 @@ impl State {
                 self.requests.insert(number, entry.value()?);
             }
             StateTable::Leases => self.leases.insert(entry.value()?),
+            StateTable::Policies => {
+                let key = String::from_utf8(entry.key.clone()).map_err(|_| entry.error("unknown key"))?;
+                self.policies.by_key.insert(key, entry.value()?);
+            }
+            StateTable::Alerts => self.load_alerts(entry)?,
+        }
+        Ok(())
+    }
+
+    fn load_alerts(&mut self, entry: &Entry) -> Result<(), RestoreError> {
+        match entry.key.as_slice() {
+            b"counted" => self.alerts.counted = entry.value()?,
+            b"rules" => {
+                self.alerts.rules = entry.value()?;
+                self.alerts.rules_dirty = false;
+            }
+            [kind @ 0..=2, _, _, _, _, _, _, _, _] => {
+                let (number, rule) = (entry.u32_at(1)?, entry.u32_at(5)?);
+                let (subject, known) = match kind {
+                    0 => (Subject::Cell, number == 0),
+                    1 => (Subject::Host(number), (number as usize) < self.registry.hosts.len()),
+                    _ => (Subject::Gpu(number), (number as usize) < self.registry.devices.len()),
+                };
+                if !known {
+                    return Err(entry.error("no such host or device"));
+                }
+                self.alerts.watched.insert((subject, rule), entry.value()?);
+            }
+            _ => return Err(entry.error("unknown key")),
         }
         Ok(())
     }

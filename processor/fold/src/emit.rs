@@ -78,7 +78,9 @@ impl<'a> Emit<'a> {
             | Row::LeaseDevice(_)
             | Row::Rejected(_)
             | Row::DeviceEvent(_)
-            | Row::Gap(_) => {
+            | Row::Gap(_)
+            | Row::Policy(_)
+            | Row::Alert(_) => {
                 self.scratch = postcard::to_extend(&row, std::mem::take(&mut self.scratch)).expect(plain);
             }
         }
@@ -104,7 +106,12 @@ impl<'a> Emit<'a> {
     /// The id and number of the next decision: `<cell>-<log epoch>-<sequence>-<ordinal>`, where the ordinal is that of its output.
     pub fn next_decision(&mut self) -> (String, u64) {
         self.chain.decision_seq += 1;
-        (format!("{}-{}-{}-{}", self.cell, self.position.epoch.0, self.position.sequence, self.out_ordinal), self.chain.decision_seq)
+        (self.next_id(), self.chain.decision_seq)
+    }
+
+    /// An id for what the next output is about: `<cell>-<log epoch>-<sequence>-<ordinal of the output>`.
+    pub fn next_id(&self) -> String {
+        format!("{}-{}-{}-{}", self.cell, self.position.epoch.0, self.position.sequence, self.out_ordinal)
     }
 
     /// Mixes numbers of the state into the hash, so that replicas that count differently differ in hash, and ends the record.

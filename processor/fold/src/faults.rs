@@ -11,6 +11,7 @@
 use plimsoll_schemas::inventory::Remap;
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::sample::{Sample, ZERO_CELSIUS_MK};
+use plimsoll_schemas::settings::Thresholds;
 use serde::{Deserialize, Serialize};
 
 use crate::State;
@@ -102,11 +103,11 @@ impl Faults {
 
 impl Facts {
     /// Whether the GPU is too near to its limit after a sample. Without a temperature nothing changes, without a limit nothing is hot.
-    fn hot_after(&self, sample: &Sample) -> bool {
+    fn hot_after(&self, sample: &Sample, settings: &Thresholds) -> bool {
         match (sample.temperature_mk(), self.gpu.slowdown_temperature_mk) {
             (_, None) => false,
             (None, Some(_)) => self.faults.hot,
-            (Some(temperature_mk), Some(limit_mk)) => thermal::paused(self.faults.hot, temperature_mk, limit_mk),
+            (Some(temperature_mk), Some(limit_mk)) => thermal::paused(self.faults.hot, temperature_mk, limit_mk, settings),
         }
     }
 }
@@ -125,7 +126,7 @@ impl State {
     pub(crate) fn watch_hardware(&mut self, number: u32, sample: &Sample, emit: &mut Emit<'_>) {
         let facts = &self.registry.devices[number as usize].facts;
         let before = facts.faults;
-        let (hot, ecc) = (facts.hot_after(sample), sample.ecc_uncorrected().unwrap_or(before.ecc));
+        let (hot, ecc) = (facts.hot_after(sample, &self.meta.settings), sample.ecc_uncorrected().unwrap_or(before.ecc));
         if (hot, ecc) == (before.hot, before.ecc) || facts.retired {
             return;
         }

@@ -7,21 +7,19 @@ use plimsoll_schemas::frame::{Frame, Tick};
 use plimsoll_schemas::id::DeviceKey;
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::sample::{Field, Sample};
-use plimsoll_schemas::time::{EventTime, NS_PER_MS, NS_PER_S};
+use plimsoll_schemas::time::{EventTime, NS_PER_MS};
 use plimsoll_schemas::validate::{FUTURE_MS_PROCESSOR, OLDEST_NS};
 
 use crate::State;
 use crate::clock::floor;
+use crate::control::ns;
 use crate::emit::Emit;
-use crate::late::{BACKFILL_NS_MAX, LATE_NS_MAX};
 use crate::liveness::stale_ns;
 use crate::ranges::Seen;
 use crate::refuse::Refusal;
 use crate::registry::{Current, NO_DEVICE, Recent, Silence};
 use crate::window::{Arrival, PANE_NS};
 
-/// How far the watermark stays behind the newest sample, ns.
-const DISORDER_NS: i64 = 2 * NS_PER_S;
 /// Longest interval that is believed, ms.
 pub(crate) const INTERVAL_MS_MAX: u32 = 3_600_000;
 /// Most refusals of one frame kept whole; the rest is counted by reason.
@@ -52,7 +50,8 @@ struct Context {
     epoch: u64,
     sequence: u64,
     interval_ms: i64,
-    backfill: bool,
+    /// How late its samples may be, ns.
+    late_ns: i64,
     /// Whether its newest sample is recent enough to be a sign of life.
     fresh: bool,
 }
@@ -99,13 +98,14 @@ impl State {
         let believed = |at: EventTime| i128::from(at.0) >= OLDEST_NS && at.0 <= too_new_ns;
         let newest = frame.ticks.iter().map(|tick| tick.sampled_at).filter(|&at| believed(at)).max();
         let interval_ms = frame.interval_ms.clamp(1, INTERVAL_MS_MAX);
+        let settings = self.meta.settings;
         let context = Context {
             host,
             epoch: frame.epoch,
             sequence: frame.sequence,
             interval_ms: i64::from(interval_ms),
-            backfill: frame.backfill,
-            fresh: !frame.backfill && newest.is_some_and(|at| logged_at.0.saturating_sub(at.0) < stale_ns(interval_ms)),
+            late_ns: ns(if frame.backfill { settings.backfill_ms } else { settings.lateness_ms }),
+            fresh: !frame.backfill && newest.is_some_and(|at| logged_at.0.saturating_sub(at.0) < stale_ns(interval_ms, &settings)),
         };
         if context.fresh {
             self.host_heard(host, emit);
@@ -139,7 +139,7 @@ impl State {
             }
         }
         if let (Some(newest), false) = (newest, frame.backfill) {
-            let watermark_ns = newest.0.saturating_sub(DISORDER_NS).min(logged_at.0);
+            let watermark_ns = newest.0.saturating_sub(ns(settings.disorder_ms)).min(logged_at.0);
             let host = self.registry.host_mut(host);
             host.watermark_ns = host.watermark_ns.max(watermark_ns);
         }
@@ -168,7 +168,7 @@ impl State {
         let start_ns = floor(at.0, PANE_NS);
         let in_time = start_ns >= closed_ns && !device.facts.retired;
         let age_ns = logged_at.0.saturating_sub(at.0);
-        if !in_time && age_ns > if context.backfill { BACKFILL_NS_MAX } else { LATE_NS_MAX } {
+        if !in_time && age_ns > context.late_ns {
             let key = Some(device.facts.key);
             self.meta.counters.rejected += 1;
             refused.push(context.refusal(key, None, at, Reason::Late, at.0.to_string()));
@@ -217,7 +217,7 @@ impl State {
         }
         let device = &self.registry.devices[number as usize];
         if let (Some(drain_ns), Some(calm_ns)) = (device.facts.draining_ns, device.pulse.calm_ns)
-            && live_ns - calm_ns.max(drain_ns) >= settings.free_after_ms.saturating_mul(NS_PER_MS)
+            && live_ns - calm_ns.max(drain_ns) >= ns(settings.free_after_ms)
         {
             self.observed_free(number, emit);
         }
@@ -264,17 +264,18 @@ impl State {
         if refused.counts.is_empty() && frame.rejected_more == 0 {
             return;
         }
+        let settings = self.meta.settings;
         let state = self.registry.host_mut(host);
         let kept = refused.kept.len() as u64;
         for refusal in refused.kept {
-            state.limiter.refuse(refusal, Some(&frame.host), emit);
+            state.limiter.refuse(refusal, Some(&frame.host), settings.rejected_rows_max, emit);
         }
         let total: u64 = refused.counts.values().map(|(count, _)| count).sum();
         state.limiter.hide(Reason::LimitReached, total - kept + frame.rejected_more);
-        let live_ns = self.clock.live_ns;
+        let spacing = self.spacing();
         let source = format!("sample.{}", frame.host);
         for (reason, (count, raw)) in refused.counts {
-            self.announcer.refused(&source, reason, count, &raw, live_ns, emit);
+            self.announcer.refused(&source, reason, count, &raw, spacing, emit);
         }
     }
 

@@ -8,9 +8,9 @@ use plimsoll_schemas::time::EventTime;
 
 use crate::State;
 use crate::clock::floor;
+use crate::control::ns;
 use crate::emit::Emit;
 use crate::faults::Faults;
-use crate::late::BACKFILL_NS_MAX;
 use crate::ranges::Seen;
 use crate::refuse::Refusal;
 use crate::registry::Health;
@@ -102,7 +102,7 @@ impl State {
     fn count_xid(&mut self, number: u32, at: EventTime, emit: &mut Emit<'_>) {
         let start_ns = floor(at.0, PANE_NS);
         let age_ns = emit.logged_at().0.saturating_sub(at.0);
-        if !(-PANE_NS..=BACKFILL_NS_MAX).contains(&age_ns) {
+        if !(-PANE_NS..=ns(self.meta.settings.backfill_ms)).contains(&age_ns) {
             return;
         }
         let pane = if self.registry.is_open(number, start_ns) {

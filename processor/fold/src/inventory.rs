@@ -80,7 +80,9 @@ impl State {
             inventories: Vec::new(),
             devices: Vec::new(),
             enrolled: self.meta.enrolled_early.remove(&inventory.host),
+            expelled: false,
             cordoned: false,
+            drains: false,
             watermark_ns: closed_ns,
             closed_ns,
             heard_ns: self.clock.live_ns,
@@ -153,6 +155,7 @@ impl State {
             registered_at: now,
             retired: false,
             cordoned: false,
+            drains: false,
             faults: Faults::default(),
             reservations: Vec::new(),
             draining_ns: None,
@@ -232,6 +235,7 @@ impl State {
         device.pulse_dirty = true;
         let state = device.facts.published;
         self.say_device(number, state, Cause::of(cause), emit);
+        self.alert_gone(number, emit);
     }
 
     fn set_devices(&mut self, host: u32, inventory: &Inventory, numbers: Vec<(Slot, u32)>) {
@@ -256,7 +260,7 @@ impl State {
     /// Where a GPU stands now.
     fn stands(&self, number: u32) -> DeviceState {
         let facts = &self.registry.devices[number as usize].facts;
-        facts.state(self.registry.hosts[facts.host as usize].cordoned)
+        facts.state(&self.registry.hosts[facts.host as usize])
     }
 
     fn refuse_inventory(&mut self, number: Option<u32>, inventory: &Inventory, reason: Reason, detail: String, emit: &mut Emit<'_>) {

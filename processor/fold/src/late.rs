@@ -8,17 +8,12 @@ use plimsoll_schemas::time::NS_PER_S;
 
 use crate::State;
 use crate::clock::floor;
+use crate::control::ns;
 use crate::emit::Emit;
 use crate::registry::LatePane;
 use crate::timers::Timer;
 use crate::window::{Arrival, Pane};
 
-/// How late a live sample may be, ns.
-pub(crate) const LATE_NS_MAX: i64 = 3_600 * NS_PER_S;
-/// How late a sample from a backlog may be, ns: as long as the log is kept.
-pub(crate) const BACKFILL_NS_MAX: i64 = 72 * 3_600 * NS_PER_S;
-/// How long a part stays open, live clock, ns.
-const PART_NS: i64 = 60 * NS_PER_S;
 /// Most open parts of one GPU; one more closes the one opened first.
 const OPEN_MAX: usize = 1_024;
 /// Most windows of one GPU whose parts are numbered; beyond it the oldest window starts again at 1 (rows stay apart by position).
@@ -38,7 +33,7 @@ impl State {
         let late = &self.registry.devices[number as usize].late;
         if !late.contains_key(&(tier, start_ns)) {
             if late.is_empty() {
-                self.timers.set(live_ns + PART_NS, Timer::Late(number));
+                self.timers.set(live_ns + ns(self.meta.settings.late_part_ms), Timer::Late(number));
             }
             if late.len() >= OPEN_MAX
                 && let Some((_, (tier, start_ns))) = late.iter().map(|(&key, pane)| (pane.opened_ns, key)).min()
@@ -51,14 +46,14 @@ impl State {
 
     /// When the earliest late part of a GPU closes, live clock in ns.
     pub(crate) fn late_deadline(&self, number: u32) -> Option<i64> {
-        self.registry.devices[number as usize].late.values().map(|late| late.opened_ns + PART_NS).min()
+        self.registry.devices[number as usize].late.values().map(|late| late.opened_ns + ns(self.meta.settings.late_part_ms)).min()
     }
 
     /// Closes the late parts of a GPU that are due.
     pub(crate) fn close_late_due(&mut self, number: u32, emit: &mut Emit<'_>) {
-        let live_ns = self.clock.live_ns;
+        let opened_until_ns = self.clock.live_ns - ns(self.meta.settings.late_part_ms);
         let due: Vec<(Tier, i64)> =
-            self.registry.devices[number as usize].late.iter().filter(|(_, late)| late.opened_ns + PART_NS <= live_ns).map(|(&key, _)| key).collect();
+            self.registry.devices[number as usize].late.iter().filter(|(_, late)| late.opened_ns <= opened_until_ns).map(|(&key, _)| key).collect();
         for (tier, start_ns) in due {
             self.close_late(number, tier, start_ns, emit);
         }

@@ -13,6 +13,7 @@ use plimsoll_schemas::time::{LogTime, NS_PER_MS};
 use serde::{Deserialize, Serialize};
 
 use crate::State;
+use crate::control::ns;
 use crate::emit::Emit;
 use crate::registry::Reservation;
 use crate::state_time::Cause;
@@ -146,6 +147,38 @@ impl State {
         }
     }
 
+    /// What a drain does to the leases on GPUs: their holders are told, and they end after `grace_ms` of live clock if not before.
+    pub(crate) fn drain_leases(&mut self, devices: &[u32], grace_ms: Option<u64>, emit: &mut Emit<'_>) {
+        let live_ns = self.clock.live_ns;
+        for fence in self.fences_on(devices) {
+            let Some(lease) = self.leases.get_mut(fence).filter(|lease| lease.state != LeaseState::Draining) else { continue };
+            if let Some(grace_ms) = grace_ms {
+                lease.deadline_ns = lease.deadline_ns.min(live_ns.saturating_add(ns(grace_ms)));
+                lease.expires_at = lease.expires_at.min(emit.logged_at().plus_ms(i64::try_from(grace_ms).unwrap_or(i64::MAX)));
+            }
+            let lease = lease.clone();
+            self.timers.set(lease.deadline_ns + 1, Timer::Lease(fence));
+            self.emit_lease(&lease, "drain", None, emit);
+        }
+    }
+
+    /// Whether an operator drains a GPU that a lease holds.
+    pub(crate) fn is_drained_of(&self, lease: &Lease) -> bool {
+        lease.held.iter().any(|&d| {
+            let facts = &self.registry.devices[d as usize].facts;
+            facts.drains || self.registry.hosts[facts.host as usize].drains
+        })
+    }
+
+    /// The leases on some GPUs, by fence, each once.
+    fn fences_on(&self, devices: &[u32]) -> Vec<u64> {
+        let mut fences: Vec<u64> =
+            devices.iter().flat_map(|&d| self.registry.devices[d as usize].facts.reservations.iter().map(|r| r.fence)).collect();
+        fences.sort_unstable();
+        fences.dedup();
+        fences
+    }
+
     /// A host is lost: the leases on its GPUs are suspended.
     pub(crate) fn suspend_leases(&mut self, devices: &[u32], emit: &mut Emit<'_>) {
         self.move_leases(devices, LeaseState::Active, LeaseState::Suspended, "host_lost", emit);
@@ -157,11 +190,7 @@ impl State {
     }
 
     fn move_leases(&mut self, devices: &[u32], from: LeaseState, to: LeaseState, cause: &str, emit: &mut Emit<'_>) {
-        let mut fences: Vec<u64> =
-            devices.iter().flat_map(|&d| self.registry.devices[d as usize].facts.reservations.iter().map(|r| r.fence)).collect();
-        fences.sort_unstable();
-        fences.dedup();
-        for fence in fences {
+        for fence in self.fences_on(devices) {
             if self.leases.by_fence.get(&fence).is_some_and(|lease| lease.state == from)
                 && let Some(lease) = self.leases.get_mut(fence)
             {

@@ -25,6 +25,8 @@ mod faults;
 mod health;
 pub mod control;
 pub mod pace;
+mod policies;
+mod alerts;
 pub mod placement;
 mod leases;
 mod requests;
@@ -40,14 +42,17 @@ use plimsoll_schemas::ctl::{Class, Repair};
 use plimsoll_schemas::id::{CellId, DeviceKey, HostId, Position, TenantId};
 use plimsoll_schemas::out::Output;
 use plimsoll_schemas::row::{PlacedRow, SampleRow, Tier};
+use plimsoll_schemas::settings::Thresholds;
 use plimsoll_schemas::time::LogTime;
 use serde::{Deserialize, Serialize};
 
+use crate::alerts::Alerts;
 use crate::clock::Clock;
-use crate::control::{Sealed, Thresholds};
+use crate::control::Sealed;
 use crate::emit::Chain;
 use crate::gaps::Turn;
 use crate::leases::Leases;
+use crate::policies::Policies;
 use crate::refuse::{Announcer, Limiter};
 use crate::registry::{Registry, Silence, Use};
 use crate::requests::{Bucket, Requests};
@@ -110,6 +115,8 @@ pub struct State {
     /// Shares of the tenants.
     buckets: BTreeMap<TenantId, Bucket>,
     announcer: Announcer,
+    policies: Policies,
+    alerts: Alerts,
     timers: Timers,
     /// Hosts by the end of their last closed window.
     behind: BTreeSet<(i64, u32)>,
@@ -155,6 +162,8 @@ pub struct Summary {
     pub samples_duplicate: u64,
     /// Messages that nobody could read.
     pub messages_refused: u64,
+    /// Alerts firing.
+    pub alerts_firing: u64,
     /// Sequence of the last output.
     pub out_seq: u64,
     /// Number of the last decision.
@@ -175,6 +184,8 @@ impl State {
             requests: Requests::default(),
             buckets: BTreeMap::new(),
             announcer: Announcer::default(),
+            policies: Policies::default(),
+            alerts: Alerts::new(),
             timers: Timers::default(),
             behind: BTreeSet::new(),
             scratch: Vec::new(),
@@ -263,6 +274,7 @@ impl State {
             samples_late: counters.late,
             samples_duplicate: counters.duplicate,
             messages_refused: counters.messages_refused,
+            alerts_firing: self.alerts.firing(),
             out_seq: self.meta.chain.out_seq,
             decision_seq: self.meta.chain.decision_seq,
             cluster: self.cluster(),

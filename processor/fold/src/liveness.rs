@@ -1,37 +1,44 @@
 //! Silence: a host or GPU that is not heard from becomes stale, then lost, on the live clock. Being heard from undoes it.
 
-use plimsoll_schemas::time::{NS_PER_MS, NS_PER_S};
+use plimsoll_schemas::settings::Thresholds;
+use plimsoll_schemas::time::NS_PER_MS;
 
 use crate::State;
+use crate::control::ns;
 use crate::emit::Emit;
 use crate::registry::Silence;
 use crate::state_time::Cause;
 use crate::timers::Timer;
 
-/// How long after the last sign of life something is stale, ns: three intervals and 5 s.
-pub(crate) fn stale_ns(interval_ms: u32) -> i64 {
-    3 * i64::from(interval_ms) * NS_PER_MS + 5 * NS_PER_S
+/// How long after the last sign of life something is stale, ns: three intervals and 5 s unless set otherwise.
+pub(crate) fn stale_ns(interval_ms: u32, settings: &Thresholds) -> i64 {
+    intervals(settings.stale_intervals, interval_ms) + ns(settings.stale_extra_ms)
 }
 
-/// How long after the last sign of life something is lost, ns: 90 s or six intervals, whichever is longer.
-fn lost_ns(interval_ms: u32) -> i64 {
-    (90 * NS_PER_S).max(6 * i64::from(interval_ms) * NS_PER_MS)
+/// How long after the last sign of life something is lost, ns: 90 s or six intervals unless set otherwise, whichever is longer, and
+/// never before it is stale.
+fn lost_ns(interval_ms: u32, settings: &Thresholds) -> i64 {
+    ns(settings.lost_ms).max(intervals(settings.lost_intervals, interval_ms)).max(stale_ns(interval_ms, settings))
+}
+
+fn intervals(count: u32, interval_ms: u32) -> i64 {
+    (i64::from(count) * i64::from(interval_ms)).saturating_mul(NS_PER_MS)
 }
 
 /// How silent something is that was last heard at `heard_ns`.
-fn silence(heard_ns: i64, interval_ms: u32, live_ns: i64) -> Silence {
+fn silence(heard_ns: i64, interval_ms: u32, live_ns: i64, settings: &Thresholds) -> Silence {
     match live_ns - heard_ns {
-        silent if silent >= lost_ns(interval_ms).max(stale_ns(interval_ms)) => Silence::Lost,
-        silent if silent >= stale_ns(interval_ms) => Silence::Stale,
+        silent if silent >= lost_ns(interval_ms, settings) => Silence::Lost,
+        silent if silent >= stale_ns(interval_ms, settings) => Silence::Stale,
         _ => Silence::Heard,
     }
 }
 
 /// When something that is `silence` gets one step more silent; absent if it is lost.
-fn next_ns(heard_ns: i64, silence: Silence, interval_ms: u32) -> Option<i64> {
+fn next_ns(heard_ns: i64, silence: Silence, interval_ms: u32, settings: &Thresholds) -> Option<i64> {
     match silence {
-        Silence::Heard => Some(heard_ns + stale_ns(interval_ms)),
-        Silence::Stale => Some(heard_ns + lost_ns(interval_ms).max(stale_ns(interval_ms))),
+        Silence::Heard => Some(heard_ns + stale_ns(interval_ms, settings)),
+        Silence::Stale => Some(heard_ns.saturating_add(lost_ns(interval_ms, settings))),
         Silence::Lost => None,
     }
 }
@@ -40,20 +47,20 @@ impl State {
     /// When a host or one of its GPUs gets one step more silent, live clock in ns; absent if all are lost.
     pub(crate) fn silence_deadline(&self, number: u32) -> Option<i64> {
         let host = &self.registry.hosts[number as usize];
-        let interval_ms = host.facts.interval_ms;
+        let (interval_ms, settings) = (host.facts.interval_ms, &self.meta.settings);
         let devices = host.devices.iter().filter_map(|&d| {
             let device = &self.registry.devices[d as usize];
-            next_ns(device.pulse.heard_ns, device.facts.silence, interval_ms)
+            next_ns(device.pulse.heard_ns, device.facts.silence, interval_ms, settings)
         });
-        devices.chain(next_ns(host.heard_ns, host.silence, interval_ms)).min()
+        devices.chain(next_ns(host.heard_ns, host.silence, interval_ms, settings)).min()
     }
 
     /// Moves a host and its GPUs to where their silence puts them.
     pub(crate) fn note_silence(&mut self, number: u32, emit: &mut Emit<'_>) {
         let live_ns = self.clock.live_ns;
         let host = &self.registry.hosts[number as usize];
-        let interval_ms = host.facts.interval_ms;
-        let now = silence(host.heard_ns, interval_ms, live_ns);
+        let (interval_ms, settings) = (host.facts.interval_ms, self.meta.settings);
+        let now = silence(host.heard_ns, interval_ms, live_ns, &settings);
         if now > host.silence {
             self.close_host_version(number, emit);
             self.registry.host_mut(number).silence = now;
@@ -62,7 +69,7 @@ impl State {
         let devices = self.registry.hosts[number as usize].devices.clone();
         for &d in &devices {
             let device = self.registry.device_mut(d);
-            let now = silence(device.pulse.heard_ns, interval_ms, live_ns);
+            let now = silence(device.pulse.heard_ns, interval_ms, live_ns, &settings);
             if now > device.facts.silence {
                 device.facts.silence = now;
                 device.facts_dirty = true;
@@ -121,11 +128,13 @@ fn cause(silence: Silence) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use plimsoll_schemas::time::NS_PER_S;
 
     #[test]
     fn silence_grows_with_the_live_clock_and_the_interval() {
-        let check =
-            |seconds: i64, interval_ms: u32, expected: Silence| assert_eq!(silence(0, interval_ms, seconds * NS_PER_S), expected, "{seconds} s");
+        let check = |seconds: i64, interval_ms: u32, expected: Silence| {
+            assert_eq!(silence(0, interval_ms, seconds * NS_PER_S, &Thresholds::default()), expected, "{seconds} s")
+        };
         check(7, 1_000, Silence::Heard);
         check(8, 1_000, Silence::Stale);
         check(89, 1_000, Silence::Stale);

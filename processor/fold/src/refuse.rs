@@ -9,18 +9,15 @@ use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::row::{RejectedRow, Row};
 use plimsoll_schemas::sample::Field;
 use plimsoll_schemas::subject::OutSubject;
-use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_S};
+use plimsoll_schemas::time::{EventTime, LogTime};
 use serde::{Deserialize, Serialize};
 
 use crate::State;
 use crate::clock::floor;
+use crate::control::ns;
 use crate::emit::Emit;
 use crate::window::PANE_NS;
 
-/// Most rows of `rejected` per host and 10 s of log time.
-const ROWS_MAX: u32 = 100;
-/// Outputs about one (source, reason) are at least this far apart, live clock.
-const OUT_EVERY_NS: i64 = 10 * NS_PER_S;
 /// Most (source, reason) pairs remembered; beyond it the one said longest ago is forgotten.
 const PAIRS_MAX: usize = 4_096;
 
@@ -103,10 +100,10 @@ impl Limiter {
         }
     }
 
-    /// Emits the row of a refusal, or counts it.
-    pub fn refuse(&mut self, refusal: Refusal, host: Option<&HostId>, emit: &mut Emit<'_>) {
+    /// Emits the row of a refusal, or counts it where ten seconds of log time have had `rows_max`.
+    pub fn refuse(&mut self, refusal: Refusal, host: Option<&HostId>, rows_max: u32, emit: &mut Emit<'_>) {
         self.flush(host, emit);
-        if self.rows < ROWS_MAX {
+        if self.rows < rows_max {
             self.rows += 1;
             emit.row(refusal.row(host.cloned(), emit.logged_at()));
         } else {
@@ -122,6 +119,15 @@ struct Said {
     unsaid: u64,
 }
 
+/// How often outputs may be made about the same.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Spacing {
+    /// The live clock, ns.
+    pub live_ns: i64,
+    /// They are at least this far apart, ns.
+    pub every_ns: i64,
+}
+
 /// Bounds the outputs about refusals.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Announcer {
@@ -130,22 +136,22 @@ pub(crate) struct Announcer {
 }
 
 impl Announcer {
-    /// Says that `count` things of `source` were refused, unless the same was said less than ten seconds ago: then they are counted.
-    pub fn refused(&mut self, source: &str, reason: Reason, count: u64, raw: &str, live_ns: i64, emit: &mut Emit<'_>) {
+    /// Says that `count` things of `source` were refused, unless the same was said too short ago: then they are counted.
+    pub fn refused(&mut self, source: &str, reason: Reason, count: u64, raw: &str, spacing: Spacing, emit: &mut Emit<'_>) {
         if count == 0 {
             return;
         }
         let unsaid = match self.said.get_mut(source).and_then(|reasons| reasons.get_mut(&reason)) {
-            Some(said) if live_ns - said.at_ns < OUT_EVERY_NS => {
+            Some(said) if spacing.live_ns - said.at_ns < spacing.every_ns => {
                 said.unsaid = said.unsaid.saturating_add(count);
                 return;
             }
             Some(said) => {
-                said.at_ns = live_ns;
+                said.at_ns = spacing.live_ns;
                 std::mem::take(&mut said.unsaid)
             }
             None => {
-                self.remember(source, reason, live_ns);
+                self.remember(source, reason, spacing.live_ns);
                 0
             }
         };
@@ -178,14 +184,19 @@ impl Announcer {
 }
 
 impl State {
+    /// How often outputs about refusals may be made, as of now.
+    pub(crate) fn spacing(&self) -> Spacing {
+        Spacing { live_ns: self.clock.live_ns, every_ns: ns(self.meta.settings.rejected_out_every_ms) }
+    }
+
     /// A row (bounded per host; what has no host shares one bound) and an output (bounded per source and reason) about one refusal.
     pub(crate) fn refuse(&mut self, number: Option<u32>, host: Option<&HostId>, source: &str, refusal: Refusal, emit: &mut Emit<'_>) {
-        let (reason, raw) = (refusal.reason, refusal.raw.clone());
+        let (reason, raw, rows_max) = (refusal.reason, refusal.raw.clone(), self.meta.settings.rejected_rows_max);
         let limiter = match number {
             Some(number) => &mut self.registry.host_mut(number).limiter,
             None => &mut self.meta.limiter,
         };
-        limiter.refuse(refusal, host, emit);
-        self.announcer.refused(source, reason, 1, &raw, self.clock.live_ns, emit);
+        limiter.refuse(refusal, host, rows_max, emit);
+        self.announcer.refused(source, reason, 1, &raw, self.spacing(), emit);
     }
 }

@@ -73,7 +73,11 @@ pub(crate) struct Host {
     /// Its GPUs now, sorted by device key.
     pub devices: Vec<u32>,
     pub enrolled: bool,
+    /// An operator took its enrolment back, also where every host is enrolled.
+    pub expelled: bool,
     pub cordoned: bool,
+    /// Its leases end and are not renewed; it is cordoned as well.
+    pub drains: bool,
     /// Newest sampled_at of live frames - 2 s, at most log time; ns.
     pub watermark_ns: i64,
     /// Every window that ends here or before is closed; ns, a multiple of 10 s.
@@ -156,6 +160,8 @@ pub(crate) struct Facts {
     pub registered_at: LogTime,
     pub retired: bool,
     pub cordoned: bool,
+    /// Its leases end and are not renewed; it is cordoned as well.
+    pub drains: bool,
     pub faults: Faults,
     pub reservations: Vec<Reservation>,
     /// Live clock since when it drains: leases have ended and it is not yet shown to be free; ns.

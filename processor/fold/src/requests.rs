@@ -9,6 +9,7 @@ use plimsoll_schemas::out::{Assignment, Decided, Distributed, LeaseChanged, Leas
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Distribute, Place, RENEWALS_MAX, Release, Renew, Request, TEXT_BYTES_MAX};
 use plimsoll_schemas::row::{DecisionRow, RequestRow, Row};
+use plimsoll_schemas::settings::Thresholds;
 use plimsoll_schemas::subject::OutSubject;
 use plimsoll_schemas::time::{LogTime, NS_PER_MS, NS_PER_S};
 use serde::{Deserialize, Serialize};
@@ -25,15 +26,11 @@ use crate::refuse::Refusal;
 use crate::registry::{Device, Silence};
 
 /// Policy and version of the choice.
-const POLICY: (&str, u32) = ("headroom", 1);
+pub(crate) const POLICY: (&str, u32) = ("headroom", 1);
 /// Most requests remembered; one more forgets the oldest.
 const REMEMBERED_MAX: usize = 100_000;
 /// How long a request is remembered at least, unless there are too many: a day of log time, ms.
 const REMEMBERED_MS: i64 = 86_400_000;
-/// Requests per second that a tenant may send for long.
-const RATE_PER_S: i64 = 200;
-/// Requests that a tenant may send at once.
-const BURST: i64 = 2_000;
 /// Most tenants whose share is metered; a full share is as good as none and is forgotten first.
 const TENANTS_MAX: usize = 10_000;
 /// Key of the hash that tells whether a repeated request is the same.
@@ -108,10 +105,15 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    fn filled(self, live_ns: i64) -> i64 {
-        let gained = (live_ns - self.at_ns).clamp(0, 3_600 * NS_PER_S) / NS_PER_MS * RATE_PER_S;
-        self.milli.saturating_add(gained).min(BURST * 1_000)
+    fn filled(self, live_ns: i64, settings: &Thresholds) -> i64 {
+        let gained = (live_ns - self.at_ns).clamp(0, 3_600 * NS_PER_S) / NS_PER_MS * i64::from(settings.requests_per_s);
+        self.milli.saturating_add(gained).min(full(settings))
     }
+}
+
+/// A full share, thousandths of requests.
+fn full(settings: &Thresholds) -> i64 {
+    i64::from(settings.request_burst) * 1_000
 }
 
 impl State {
@@ -145,16 +147,16 @@ impl State {
 
     /// Takes `cost` requests from a tenant's share, if it has them.
     fn admit(&mut self, tenant: &TenantId, cost: i64) -> bool {
-        let live_ns = self.clock.live_ns;
+        let (live_ns, settings) = (self.clock.live_ns, self.meta.settings);
         if self.buckets.len() >= TENANTS_MAX && !self.buckets.contains_key(tenant) {
-            self.buckets.retain(|_, bucket| bucket.filled(live_ns) < BURST * 1_000);
+            self.buckets.retain(|_, bucket| bucket.filled(live_ns, &settings) < full(&settings));
             if self.buckets.len() >= TENANTS_MAX {
                 return false;
             }
         }
         self.buckets_dirty = true;
-        let bucket = self.buckets.entry(tenant.clone()).or_insert(Bucket { milli: BURST * 1_000, at_ns: live_ns });
-        let milli = bucket.filled(live_ns);
+        let bucket = self.buckets.entry(tenant.clone()).or_insert(Bucket { milli: full(&settings), at_ns: live_ns });
+        let milli = bucket.filled(live_ns, &settings);
         let enough = milli >= cost * 1_000;
         *bucket = Bucket { milli: if enough { milli - cost * 1_000 } else { milli }, at_ns: live_ns };
         enough
@@ -290,7 +292,7 @@ impl State {
     pub(crate) fn gate(&self, device: &Device) -> Option<Reason> {
         let host = &self.registry.hosts[device.facts.host as usize];
         // Timers may lag behind in a burst; the clock does not.
-        let silent = self.clock.live_ns - device.pulse.heard_ns >= stale_ns(host.facts.interval_ms);
+        let silent = self.clock.live_ns - device.pulse.heard_ns >= stale_ns(host.facts.interval_ms, &self.meta.settings);
         let gates = [
             (silent || device.facts.silence != Silence::Heard, Reason::Stale),
             (!device.pulse.live, Reason::NoSample),
@@ -315,6 +317,7 @@ impl State {
                 Ok(lease) if lease.state == LeaseState::Draining => {
                     self.refuse_lease(tenant, &renew.request_id, lease_id, Reason::LeaseExpired, emit)
                 }
+                Ok(lease) if self.is_drained_of(lease) => self.refuse_lease(tenant, &renew.request_id, lease_id, Reason::Draining, emit),
                 Ok(lease) => {
                     let fence = lease.fence;
                     self.extend(fence, emit.logged_at());

@@ -19,14 +19,15 @@ pub(crate) const PANE_MS: i64 = PANE_NS / NS_PER_MS;
 
 impl Facts {
     /// Where the GPU stands, the gravest first.
-    pub fn state(&self, host_cordoned: bool) -> DeviceState {
+    pub fn state(&self, host: &Host) -> DeviceState {
         match (self.faults.health(), self.silence) {
             (Health::Failed, _) => DeviceState::Failed,
             (_, Silence::Lost) => DeviceState::Lost,
             (_, Silence::Stale) => DeviceState::Stale,
             (Health::Degraded, Silence::Heard) => DeviceState::Degraded,
             (Health::Ok, Silence::Heard) if self.draining_ns.is_some() => DeviceState::Draining,
-            (Health::Ok, Silence::Heard) if self.cordoned || host_cordoned => DeviceState::Cordoned,
+            (Health::Ok, Silence::Heard) if (self.drains || host.drains) && self.reservations.is_empty() => DeviceState::Drained,
+            (Health::Ok, Silence::Heard) if self.cordoned || host.cordoned => DeviceState::Cordoned,
             (Health::Ok, Silence::Heard) => DeviceState::Ok,
         }
     }
@@ -77,7 +78,7 @@ impl State {
     pub(crate) fn restate(&mut self, number: u32, cause: Cause<'_>, emit: &mut Emit<'_>) -> bool {
         let device = &self.registry.devices[number as usize];
         let host = &self.registry.hosts[device.facts.host as usize];
-        let state = device.facts.state(host.cordoned);
+        let state = device.facts.state(host);
         let using = device.facts.using(state, self.is_enrolled(host), device.pulse.live);
         if using != device.facts.using {
             self.credit(number, emit.logged_at());
@@ -91,12 +92,13 @@ impl State {
             self.close_device_version(number, emit);
             self.open_device_version(number, state, cause, emit);
         }
+        self.alert_gpu(number, emit);
         moved
     }
 
     /// Whether a host may take placements.
     pub(crate) fn is_enrolled(&self, host: &Host) -> bool {
-        self.meta.enrol_all || host.enrolled
+        !host.expelled && (self.meta.enrol_all || host.enrolled)
     }
 
     /// Credits the time since the last credit to what the GPU was used for, window by window.
@@ -199,6 +201,7 @@ impl State {
         })));
         let payload = HostChanged { host: host.id.clone(), state, cause: cause.to_owned(), gpu_count: u32::from(host.facts.gpu_count) };
         emit.out(&OutSubject::Device, Payload::Host(payload));
+        self.alert_host(number, emit);
     }
 
     /// Ends the version that stands in `hosts`; call before the host's facts change.

@@ -8,6 +8,7 @@ use plimsoll_schemas::subject::OutSubject;
 use plimsoll_schemas::time::{EventTime, LogTime};
 
 use crate::clock::Moved;
+use crate::control::ns;
 use crate::emit::Emit;
 use crate::gaps::ASKS_PER_RECORD;
 use crate::refuse::Refusal;
@@ -25,9 +26,12 @@ impl State {
         }
         let before = std::mem::replace(&mut self.meta.position, record.position);
         self.asks_left = ASKS_PER_RECORD;
-        let moved = self.clock.advance(record.logged_at);
+        let moved = self.clock.advance(record.logged_at, ns(self.meta.settings.close_delay_ms));
         let cell = self.cell.clone();
         let mut emit = Emit::new(&cell, effects, record.position, self.clock.logged_at, self.meta.chain);
+        if before == Position::default() {
+            self.introduce(&mut emit);
+        }
         self.contiguous(before, record.position, &mut emit);
         if let Moved::Stalled { before } = moved {
             self.stalled(before);
@@ -89,6 +93,8 @@ impl State {
                 Timer::Lease(fence) => self.lease_deadline(fence),
                 Timer::Late(number) => self.late_deadline(number),
                 Timer::Gap(host) => self.gap_deadline(host),
+                Timer::Alert(subject, rule) => self.alert_deadline(subject, rule),
+                Timer::Minute => Some(self.minute_deadline()),
             };
             match deadline {
                 None => {}
@@ -105,6 +111,8 @@ impl State {
                 self.wait_for_silence(host);
             }
             Timer::Lease(fence) => self.expire(fence, emit),
+            Timer::Alert(subject, rule) => self.alert_due(subject, rule, emit),
+            Timer::Minute => self.alert_minute(emit),
             Timer::Late(number) => {
                 self.close_late_due(number, emit);
                 if let Some(at_ns) = self.late_deadline(number) {

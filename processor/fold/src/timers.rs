@@ -5,6 +5,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::alerts::Subject;
+
 /// What waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timer {
@@ -16,6 +18,10 @@ pub(crate) enum Timer {
     Late(u32),
     /// A gap of a host is to be opened, asked for or given up.
     Gap(u32),
+    /// An alert rule on a subject: a state has lasted long enough, or a cool-down is over.
+    Alert(Subject, u32),
+    /// The cell's signals get a value.
+    Minute,
 }
 
 /// All that waits, by (live clock in ns, what).

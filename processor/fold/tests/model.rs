@@ -217,7 +217,13 @@ fn decision(data: &Payload) -> Option<(u64, String)> {
     match data {
         Payload::Decided(d) => Some((d.decision_seq, format!("{}/{}", d.tenant, d.request_id))),
         Payload::Distributed(d) => Some((d.decision_seq, format!("{}/{}", d.tenant, d.request_id))),
-        Payload::Lease(_) | Payload::Device(_) | Payload::Host(_) | Payload::Rejected(_) | Payload::Gap(_) => None,
+        Payload::Lease(_)
+        | Payload::Device(_)
+        | Payload::Host(_)
+        | Payload::Rejected(_)
+        | Payload::Gap(_)
+        | Payload::Alert(_)
+        | Payload::Policy(_) => None,
     }
 }
 
@@ -350,7 +356,9 @@ fn placements_hold(seed: u64, effects: &Effects) {
                 | Row::LeaseDevice(_)
                 | Row::Rejected(_)
                 | Row::DeviceEvent(_)
-                | Row::Gap(_) => {}
+                | Row::Gap(_)
+                | Row::Policy(_)
+                | Row::Alert(_) => {}
             }
         }
         for device in leased {
@@ -377,8 +385,12 @@ fn windows_equal_the_model_when_log_time_jumps_and_gpus_come_and_go() {
 
 #[test]
 fn something_is_placed_so_that_the_checks_above_mean_something() {
-    let (_, effects) = fold(&scenario(1, Plan { hosts: 3, gpus: 2, seconds: 3_000, stalls: false, tenants: true, churn: false }));
-    let outcomes = |wanted: Outcome| effects.rows.iter().filter(|row| matches!(&row.row, Row::Decision(d) if d.outcome == wanted)).count();
+    let plan = Plan { hosts: 3, gpus: 2, seconds: 3_000, stalls: false, tenants: true, churn: false };
+    let rows: Vec<_> = (1..=3).flat_map(|seed| fold(&scenario(seed, plan)).1.rows).collect();
+    let outcomes = |wanted: Outcome| rows.iter().filter(|row| matches!(&row.row, Row::Decision(d) if d.outcome == wanted)).count();
+    let drained = rows.iter().filter(|row| matches!(&row.row, Row::Device(device) if device.state == DeviceState::Drained)).count();
+    let fired = rows.iter().filter(|row| matches!(&row.row, Row::Alert(_))).count();
+    assert!(drained > 0 && fired > 20, "{drained} drained, {fired} alerts");
     assert!(outcomes(Outcome::Placed) > 10, "{} placed", outcomes(Outcome::Placed));
     assert!(outcomes(Outcome::Rejected) > 3, "{} rejected", outcomes(Outcome::Rejected));
     assert_ne!(uuid(0, 0).key(), uuid(0, 1).key());

@@ -5,7 +5,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_fold::{Effects, State};
-use plimsoll_schemas::control::{Control, Cordon, Settings};
+use plimsoll_schemas::control::{Control, Cordon};
 use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::frame::{Frame, Tick};
 use plimsoll_schemas::id::{LogEpoch, Position, Slot};
@@ -16,6 +16,7 @@ use plimsoll_schemas::record::{Body, Record, Refused};
 use plimsoll_schemas::request::{Bundle, Place, Release, Renew, Request};
 use plimsoll_schemas::row::{DeviceEventRow, RejectedRow, Row, Tier, WindowRow};
 use plimsoll_schemas::sample::{Field, Sample};
+use plimsoll_schemas::settings::Settings;
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_MS, NS_PER_S};
 use support::{GIB, START_S, TOTAL, cell, gpu, host_id, inventory, tenant, uuid};
 

@@ -5,7 +5,8 @@ mod support;
 use std::collections::BTreeMap;
 
 use plimsoll_fold::{Effects, State};
-use plimsoll_schemas::control::{Control, Cordon, Settings};
+use plimsoll_schemas::alert::{Limit, Rule, Severity, Signal};
+use plimsoll_schemas::control::{Control, Cordon};
 use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::frame::{Frame, Rejected, Tick};
 use plimsoll_schemas::id::{LogEpoch, Position, Slot};
@@ -14,6 +15,7 @@ use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::{Body, Record, Refused};
 use plimsoll_schemas::request::{Bundle, Distribute, Place, Release, Renew, Request, Strategy as Split};
 use plimsoll_schemas::sample::{Field, Sample};
+use plimsoll_schemas::settings::{Settings, Thresholds};
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_S};
 use proptest::prelude::*;
 use support::{START_S, cell, gpu, host_id, inventory, tenant, uuid};
@@ -136,6 +138,32 @@ fn request() -> impl Strategy<Value = Body> {
     (0u64..2, request).prop_map(|(n, request)| Body::Request(tenant(n), Box::new(request)))
 }
 
+/// Any number for any setting; most are refused, some hold.
+fn any_settings() -> impl Strategy<Value = Settings> {
+    let value = prop_oneof![Just(0u64), Just(1), Just(1_000), Just(60_000), wild_u64()];
+    (0..Thresholds::NAMES.len(), value).prop_map(|(n, value)| {
+        let mut change = Settings::default();
+        // A value beyond the setting's type cannot be sent either.
+        let _ = change.set(Thresholds::NAMES[n], &value.to_string());
+        change
+    })
+}
+
+fn any_rule() -> impl Strategy<Value = Rule> {
+    let limit = prop_oneof![any::<i64>(), -1i64..100].prop_flat_map(|value| prop_oneof![Just(Limit::Above(value)), Just(Limit::Below(value))]);
+    let seconds = || prop_oneof![Just(0u32), Just(10), Just(60), wild_u32()];
+    (0..Signal::ALL.len(), limit, proptest::option::of(-1i64..100), seconds(), seconds()).prop_map(|(n, limit, clear, for_s, cooldown_s)| Rule {
+        name: "wild".to_owned(),
+        severity: Severity::Emergency,
+        signal: Signal::ALL[n],
+        limit,
+        clear,
+        for_s,
+        cooldown_s,
+        summary: None,
+    })
+}
+
 fn control() -> impl Strategy<Value = Body> {
     let control = prop_oneof![
         Just(Control::Enrol { hosts: vec![] }),
@@ -148,10 +176,17 @@ fn control() -> impl Strategy<Value = Body> {
             |(vram_limit_bp, free_memory_bytes_max, free_after_ms)| Control::Settings(Settings {
                 vram_limit_bp,
                 free_memory_bytes_max,
-                free_after_ms
+                free_after_ms,
+                ..Settings::default()
             })
         ),
         wild_u64().prop_map(|version| Control::Sealed { version, position: Position::default() }),
+        (0usize..4, proptest::option::of(wild_u64())).prop_map(|(h, grace_ms)| Control::Drain { what: Cordon::Host(host_id(h)), grace_ms }),
+        any_settings().prop_map(Control::Settings),
+        any_rule().prop_map(Control::AlertRule),
+        (0usize..3).prop_map(|n| Control::RemoveAlertRule { name: ["gpu_hot", "wild", "no_such"][n].to_owned() }),
+        (wild_u32()).prop_map(|version| Control::Placement { policy: "headroom".to_owned(), version }),
+        (wild_u32()).prop_map(|version| Control::Logic { version }),
     ];
     control.prop_map(|control| Body::Control(Box::new(control)))
 }

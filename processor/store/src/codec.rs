@@ -55,7 +55,9 @@ pub fn encode_row(row: &Row) -> Vec<u8> {
         | Row::LeaseDevice(_)
         | Row::Rejected(_)
         | Row::DeviceEvent(_)
-        | Row::Gap(_) => postcard_of(POSTCARD, row),
+        | Row::Gap(_)
+        | Row::Policy(_)
+        | Row::Alert(_) => postcard_of(POSTCARD, row),
     }
 }
 

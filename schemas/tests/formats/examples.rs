@@ -2,19 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use plimsoll_schemas::control::{Check, Control, Cordon, Settings, Tick};
+use plimsoll_schemas::alert::{Limit, Rule, Scope, Severity, Signal};
+use plimsoll_schemas::control::{Check, Control, Cordon, Tick};
 use plimsoll_schemas::ctl::{Class, Ctl, Repair};
 use plimsoll_schemas::frame::{self, Frame, Rejected};
 use plimsoll_schemas::id::{CellId, DeviceKey, GpuUuid, HostId, LogEpoch, Position, Slot, TenantId};
 use plimsoll_schemas::inventory::{EventKind, Gpu, HostEvent, Inventory, Placement, Remap};
 use plimsoll_schemas::out::{
-    Assignment, Decided, DeviceChanged, DeviceState, Distributed, Gap, GapState, HostChanged, LeaseChanged, LeaseGrant, LeaseState, Outcome, Output,
-    Payload, RejectedOut, RunnerUp,
+    AlertChanged, AlertState, Assignment, Decided, DeviceChanged, DeviceState, Distributed, Gap, GapState, HostChanged, LeaseChanged, LeaseGrant,
+    LeaseState, Outcome, Output, Payload, PolicyChanged, RejectedOut, RunnerUp,
 };
+use plimsoll_schemas::policy::{Cordoned, Policy, SetBy};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::Body;
 use plimsoll_schemas::request::{Bundle, Distribute, Place, Release, Renew, Request, Strategy};
 use plimsoll_schemas::sample::{Field, Sample};
+use plimsoll_schemas::settings::Settings;
 use plimsoll_schemas::subject::{LogSubject, OutSubject};
 use plimsoll_schemas::time::{EventTime, LogTime};
 
@@ -174,7 +177,8 @@ pub fn log_messages() -> Vec<LogExample> {
         max_per_device: Some(600_000),
     };
     let uniform = Distribute { strategy: Strategy::Uniform, devices: None, weights: None, max_per_device: None, ..distribute.clone() };
-    let settings = Settings { vram_limit_bp: Some(9_000), free_memory_bytes_max: Some(536_870_912), free_after_ms: Some(30_000) };
+    let settings =
+        Settings { vram_limit_bp: Some(9_000), free_memory_bytes_max: Some(536_870_912), free_after_ms: Some(30_000), ..Settings::default() };
     let minimal = Place { model: None, workload: None, duration_ms: None, priority: 0, lease_ttl_ms: None, labels: BTreeMap::new(), ..place() };
     [
         ("sample", LogSubject::Sample(host()), Body::Frame(Box::new(frame()))),
@@ -204,6 +208,11 @@ pub fn log_messages() -> Vec<LogExample> {
         control_of("control-free", Control::Free { uuid: uuid(1) }),
         control_of("control-sealed", Control::Sealed { version: 9, position: position() }),
         control_of("control-settings", Control::Settings(settings)),
+        control_of("control-drain", Control::Drain { what: Cordon::Host(host()), grace_ms: Some(600_000) }),
+        control_of("control-placement", Control::Placement { policy: "headroom".to_owned(), version: 1 }),
+        control_of("control-alert_rule", Control::AlertRule(rule())),
+        control_of("control-remove_alert_rule", Control::RemoveAlertRule { name: "gpu_hot".to_owned() }),
+        control_of("control-logic", Control::Logic { version: 1 }),
         ("tick", LogSubject::Tick, Body::Tick(Tick { replica: "p-1".to_owned(), second: 1_767_323_045 })),
         (
             "check",
@@ -275,6 +284,12 @@ pub fn outputs() -> Vec<OutExample> {
         ("gap-host", OutSubject::Gap, Payload::Gap(gap(Some(host())))),
         ("gap-log", OutSubject::Gap, Payload::Gap(gap(None))),
         ("gap-repaired", OutSubject::Gap, Payload::Gap(Gap { class: Some(Class::Event), state: GapState::Repaired, ..gap(Some(host())) })),
+        ("alert.changed-gpu", OutSubject::Alert, Payload::Alert(Box::new(alert_changed()))),
+        ("alert.changed-cell", OutSubject::Alert, Payload::Alert(Box::new(cell_alert()))),
+        ("policy.changed-logic", OutSubject::Policy, policy_changed(Policy::Logic, "fold")),
+        ("policy.changed-alert_rule", OutSubject::Policy, policy_changed(Policy::AlertRule(rule()), "gpu_hot")),
+        ("policy.changed-cordon", OutSubject::Policy, policy_changed(Policy::Cordon(cordoned()), "host/gpu-1_dexample")),
+        ("policy.changed-enrolment", OutSubject::Policy, policy_changed(Policy::Enrolment, "*")),
     ];
     let make = |(place, (name, to, payload)): (u32, (&'static str, OutSubject, Payload))| {
         let output = Output::new(&cell(), u64::from(place) + 1, position(), place, LogTime(AT), &to, payload.clone());
@@ -365,6 +380,72 @@ fn device_changed() -> DeviceChanged {
 
 fn host_changed() -> HostChanged {
     HostChanged { host: host(), state: DeviceState::Lost, cause: "silent".to_owned(), gpu_count: 8 }
+}
+
+fn rule() -> Rule {
+    Rule {
+        name: "gpu_hot".to_owned(),
+        severity: Severity::Warning,
+        signal: Signal::TemperatureC,
+        limit: Limit::Above(90),
+        clear: Some(85),
+        for_s: 60,
+        cooldown_s: 300,
+        summary: Some("Hotter than 90 °C".to_owned()),
+    }
+}
+
+fn alert_changed() -> AlertChanged {
+    AlertChanged {
+        alert_id: "east-1-1-4711-9".to_owned(),
+        dedup_key: format!("gpu_hot/{}", uuid(1)),
+        rule: "gpu_hot".to_owned(),
+        severity: Severity::Warning,
+        state: AlertState::Firing,
+        cause: "limit_passed".to_owned(),
+        scope: Scope::Gpu,
+        host: Some(host()),
+        device_uuid: Some(uuid(1)),
+        device_key: Some(DeviceKey::of(&uuid(1))),
+        signal: Signal::TemperatureC,
+        value: 93,
+        limit: Limit::Above(90),
+        began_at: EventTime(AT).rfc3339(),
+        summary: Some("Hotter than 90 °C".to_owned()),
+    }
+}
+
+fn cell_alert() -> AlertChanged {
+    AlertChanged {
+        dedup_key: "no_samples/cell".to_owned(),
+        rule: "no_samples".to_owned(),
+        severity: Severity::Emergency,
+        state: AlertState::Resolved,
+        cause: "cleared".to_owned(),
+        scope: Scope::Cell,
+        host: None,
+        device_uuid: None,
+        device_key: None,
+        signal: Signal::SamplesPerMin,
+        value: 480,
+        limit: Limit::Below(1),
+        summary: None,
+        ..alert_changed()
+    }
+}
+
+fn cordoned() -> Cordoned {
+    Cordoned { drain: true, grace_ms: None }
+}
+
+fn policy_changed(policy: Policy, name: &str) -> Payload {
+    Payload::Policy(Box::new(PolicyChanged {
+        in_force: policy != Policy::Enrolment,
+        policy,
+        name: name.to_owned(),
+        version: 3,
+        set_by: SetBy::Operator,
+    }))
 }
 
 fn rejected_out() -> RejectedOut {

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use plimsoll_schemas::control::{Check, Control, Tick};
 use plimsoll_schemas::ctl::Ctl;
 use plimsoll_schemas::inventory::{HostEvent, Inventory};
-use plimsoll_schemas::out::{CloudEvent, Decided, DeviceChanged, Distributed, Gap, HostChanged, LeaseChanged, Payload, RejectedOut};
+use plimsoll_schemas::out::{
+    AlertChanged, CloudEvent, Decided, DeviceChanged, Distributed, Gap, HostChanged, LeaseChanged, Payload, PolicyChanged, RejectedOut,
+};
 use plimsoll_schemas::request::Request;
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
@@ -30,6 +32,8 @@ fn definition_of(payload: &Payload) -> std::borrow::Cow<'static, str> {
         Payload::Host(_) => HostChanged::schema_name(),
         Payload::Rejected(_) => RejectedOut::schema_name(),
         Payload::Gap(_) => Gap::schema_name(),
+        Payload::Alert(_) => AlertChanged::schema_name(),
+        Payload::Policy(_) => PolicyChanged::schema_name(),
     }
 }
 

@@ -2,17 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use plimsoll_schemas::alert::{Limit, Rule, Severity, Signal};
 use plimsoll_schemas::id::{DeviceKey, GpuUuid, HostId, Slot};
 use plimsoll_schemas::out::Outcome;
 use plimsoll_schemas::reading::{Number, Reading};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Bundle, Place, WHOLE_MILLI};
 use plimsoll_schemas::sample::{Field, ZERO_CELSIUS_MK};
+use plimsoll_schemas::settings::Thresholds;
 use plimsoll_schemas::time::{EventTime, NS_PER_S};
 use plimsoll_schemas::validate::{self, Context, FUTURE_MS_AGENT, Registered};
 use serde_json::{Value, json};
 
 use super::input::{Input, number, whole};
+use crate::alerts::signal::{Counted, per_minute, samples_per_minute};
+use crate::alerts::watch::{Moved, Span, Watch};
 use crate::cluster::{Cluster, Member, Sum};
 use crate::pace::Pace;
 use crate::placement::candidate::Candidate;
@@ -44,6 +48,9 @@ pub(super) fn answer(op: &str, input: &Value) -> Option<Result<Value, String>> {
         "thermal.pause" => thermal_pause(input),
         "throttle.schedule_ms" => throttle_schedule(input),
         "throttle.try" => throttle_try(input),
+        "alert.cooldown" => alert_cooldown(input),
+        "alert.cold_start" => alert_cold_start(input),
+        "alert.rate_per_min" => alert_rate(input),
         _ => return None,
     })
 }
@@ -326,7 +333,7 @@ fn thermal_pause(input: Input<'_>) -> Result<Value, String> {
         .iter()
         .map(|value| {
             let temperature_mk = number(value).and_then(millikelvin).ok_or_else(|| format!("{value} is no temperature"))?;
-            paused = thermal::paused(paused, temperature_mk, limit_mk);
+            paused = thermal::paused(paused, temperature_mk, limit_mk, &Thresholds::default());
             Ok(paused)
         })
         .collect::<Result<Vec<_>, String>>()?;
@@ -364,4 +371,45 @@ fn throttle_schedule(input: Input<'_>) -> Result<Value, String> {
 fn throttle_try(input: Input<'_>) -> Result<Value, String> {
     let mut pace = pace(input)?;
     Ok(json!(arrivals(input)?.into_iter().map(|now_ms| pace.take(now_ms)).collect::<Vec<_>>()))
+}
+
+fn alert_rule(signal: Signal, limit: Limit, cooldown_s: u32) -> Rule {
+    Rule { name: "case".to_owned(), severity: Severity::Warning, signal, limit, clear: None, for_s: 0, cooldown_s, summary: None }
+}
+
+/// A count from 0 to 2^63 - 1.
+fn count(input: Input<'_>, key: &str) -> Result<i64, String> {
+    i64::try_from(input.unsigned(key)?).map_err(|_| format!("{key} is beyond 2^63"))
+}
+
+/// How often a rule with that limit and cool-down fires over those values.
+fn alert_cooldown(input: Input<'_>) -> Result<Value, String> {
+    let cooldown_s = u32::try_from(input.unsigned("cooldown_s")?).map_err(|_| "cooldown_s is beyond 2^32".to_owned())?;
+    let rule = alert_rule(Signal::PlaceableGpus, Limit::Above(count(input, "above")?), cooldown_s);
+    let spacing_ns = count(input, "spacing_s")?.saturating_mul(NS_PER_S);
+    let mut watch = Watch::default();
+    let mut alerts = 0;
+    for (n, value) in (0i64..).zip(input.array("values")?) {
+        let value = number(value).and_then(whole).and_then(|value| i64::try_from(value).ok());
+        let live_ns = spacing_ns.saturating_mul(n);
+        alerts += i64::from(watch.observe(&rule, Span::at(live_ns), value, live_ns) == Moved::Fires);
+    }
+    Ok(json!({ "alerts": alerts }))
+}
+
+/// Whether a rule about the rate of samples fires when a minute brought as many as it names, after so many ever.
+fn alert_cold_start(input: Input<'_>) -> Result<Value, String> {
+    let rule = alert_rule(Signal::SamplesPerMin, Limit::Below(count(input, "equals")?.saturating_add(1)), 0);
+    let samples = input.unsigned("samples_seen")?;
+    let minute = Counted { live_ns: 60 * NS_PER_S, samples, rejected: 0 };
+    let value = samples_per_minute(Counted { live_ns: 0, ..minute }, minute);
+    let moved = Watch::default().observe(&rule, Span::at(minute.live_ns), value, minute.live_ns);
+    Ok(json!({ "alerts": i64::from(moved == Moved::Fires) }))
+}
+
+/// The first event starts the time that the others are counted over.
+fn alert_rate(input: Input<'_>) -> Result<Value, String> {
+    let after_the_first = input.unsigned("events")?.saturating_sub(1);
+    let elapsed_ns = i64::try_from(after_the_first).unwrap_or(i64::MAX).saturating_mul(count(input, "spacing_s")?.saturating_mul(NS_PER_S));
+    Ok(json!(per_minute(after_the_first, elapsed_ns).unwrap_or(0)))
 }

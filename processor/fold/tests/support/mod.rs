@@ -1,8 +1,11 @@
 //! A seeded fleet that misbehaves: the records of a log, drawn from a seed, with everything that hosts, networks and tenants do.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod fleet;
+
 use std::collections::BTreeMap;
 
+use plimsoll_schemas::alert::{Limit, Rule, Severity, Signal};
 use plimsoll_schemas::control::{Control, Cordon, Tick as Beat};
 use plimsoll_schemas::frame::{Frame, Rejected, Tick};
 use plimsoll_schemas::id::{CellId, GpuUuid, HostId, LogEpoch, Position, Slot, TenantId};
@@ -186,6 +189,8 @@ pub fn scenario(seed: u64, plan: Plan) -> Vec<Record> {
         announce(n, sim, &mut log);
     }
     let mut tenants = Tenants::default();
+    // Draws of its own, so that what the fleet does is the same with and without an operator.
+    let mut operator = Rng::new(seed ^ 0x0b5e_55ed);
     for second in 0..plan.seconds {
         log.now_ns += NS_PER_S;
         if plan.stalls && rng.below(900) == 0 {
@@ -197,6 +202,7 @@ pub fn scenario(seed: u64, plan: Plan) -> Vec<Record> {
         }
         if plan.tenants {
             tenants.act(&mut rng, &mut log, plan);
+            operate(&mut operator, &mut log, plan);
         }
     }
     for sim in &mut sims {
@@ -362,6 +368,31 @@ fn arrive(sim: &mut Sim, now_ns: i64, log: &mut Log) {
     for (_, frame) in due {
         log.push(Body::Frame(Box::new(frame)));
     }
+}
+
+/// An operator who drains hosts, puts them back and changes the alert rules.
+fn operate(rng: &mut Rng, log: &mut Log, plan: Plan) {
+    let control = match rng.below(400) {
+        0 => {
+            let what = Cordon::Host(host_id(rng.below(plan.hosts as u64) as usize));
+            let grace_ms = rng.chance(50).then(|| rng.below(120_000));
+            Control::Drain { what, grace_ms }
+        }
+        1..=4 => Control::Uncordon(Cordon::Host(host_id(rng.below(plan.hosts as u64) as usize))),
+        5 | 6 => Control::AlertRule(Rule {
+            name: format!("rule_{}", rng.below(3)),
+            severity: Severity::Warning,
+            signal: Signal::ALL[rng.below(Signal::ALL.len() as u64) as usize],
+            limit: if rng.chance(50) { Limit::Above(rng.below(60) as i64) } else { Limit::Below(rng.below(60) as i64) },
+            clear: None,
+            for_s: rng.below(3) as u32 * 20,
+            cooldown_s: rng.below(3) as u32 * 45,
+            summary: None,
+        }),
+        7 => Control::RemoveAlertRule { name: format!("rule_{}", rng.below(3)) },
+        _ => return,
+    };
+    log.push(Body::Control(Box::new(control)));
 }
 
 /// Tenants that ask, renew, release, repeat themselves and talk nonsense.

@@ -1,0 +1,79 @@
+//! What is in force: everything that a control record can change about how the log is folded, under a kind and a name.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::alert::Rule;
+use crate::settings::Thresholds;
+
+/// What is in force under a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", content = "params", rename_all = "snake_case")]
+pub enum Policy {
+    /// The fold's settings, all of them. Name: `fold`.
+    Settings(Thresholds),
+    /// How GPUs are chosen. Name and version are those of the policy.
+    Placement,
+    /// An alert rule, under its own name.
+    AlertRule(Rule),
+    /// Which behaviour of the fold holds. Name: `fold`, the version is that of the logic.
+    Logic,
+    /// A host may take placements. Name: the host, or `*` for every host of the cell.
+    Enrolment,
+    /// A host or GPU is out of service. Name: `host/…` or `gpu/…`.
+    Cordon(Cordoned),
+}
+
+/// How something is out of service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Cordoned {
+    /// Whether its leases can no longer be renewed either.
+    pub drain: bool,
+    /// After how long at most they end, ms of live clock from when the drain began; absent = when they run out.
+    pub grace_ms: Option<u64>,
+}
+
+impl Policy {
+    /// The snake_case kind in JSON and SQL.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Settings(_) => "settings",
+            Self::Placement => "placement",
+            Self::AlertRule(_) => "alert_rule",
+            Self::Logic => "logic",
+            Self::Enrolment => "enrolment",
+            Self::Cordon(_) => "cordon",
+        }
+    }
+
+    /// What it says, as one JSON object.
+    pub fn params(&self) -> String {
+        let text = match self {
+            Self::Settings(thresholds) => serde_json::to_string(thresholds),
+            Self::AlertRule(rule) => serde_json::to_string(rule),
+            Self::Cordon(cordoned) => serde_json::to_string(cordoned),
+            Self::Placement | Self::Logic | Self::Enrolment => Ok("{}".to_owned()),
+        };
+        text.expect("plain structs always serialise")
+    }
+}
+
+/// Whose word something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SetBy {
+    /// Shipped with the fold: nobody has said anything else.
+    Default,
+    /// A control record.
+    Operator,
+}
+
+impl SetBy {
+    /// The snake_case name in SQL.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Operator => "operator",
+        }
+    }
+}
