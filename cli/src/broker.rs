@@ -1,8 +1,8 @@
-//! The broker as a client sees it: append to LOG with an acknowledgement, read OUT.
+//! The broker as a client sees it: append to LOG with an acknowledgement, read OUT, with a place of one's own in it or without.
 
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::{self, context::PublishErrorKind};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -16,6 +16,8 @@ use crate::error::Error;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the broker waits for a sign of life about a message before it gives it out again.
+pub const ACK_WAIT: Duration = Duration::from_secs(30);
 
 /// A connection to the broker of one cell.
 #[derive(Debug, Clone)]
@@ -105,6 +107,45 @@ impl Broker {
         let consumer = stream.create_consumer(config).await.map_err(|error| failed(error.to_string()))?;
         let messages = consumer.messages().await.map_err(|error| failed(error.to_string()))?;
         Ok(Follow { messages, url: self.url.clone() })
+    }
+}
+
+/// Which part of OUT a consumer that the broker remembers begins with when it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// What comes from now on.
+    Now,
+    /// Everything that OUT keeps.
+    Start,
+}
+
+impl Broker {
+    /// One part of OUT under a name that the broker remembers: what was not acknowledged comes again, also after a restart. One message
+    /// at a time, so they stay in order.
+    pub async fn remembered(&self, name: &str, tail: &str, begin: Begin) -> Result<pull::Stream, Error> {
+        let stream_name = out_stream(&self.cell, 0).name;
+        let failed = |detail: String| Error::Broker {
+            what: format!("cannot read the outputs of cell {} as {name}", self.cell),
+            url: self.url.clone(),
+            detail,
+            hint: "Is its processor running, and is --cell right?",
+        };
+        let stream = self.jetstream.get_stream(&stream_name).await.map_err(|error| failed(error.to_string()))?;
+        let config = pull::Config {
+            durable_name: Some(name.to_owned()),
+            description: Some("alerts for a sink".to_owned()),
+            filter_subject: format!("{ROOT}.{}.out.{tail}", self.cell),
+            deliver_policy: match begin {
+                Begin::Now => DeliverPolicy::New,
+                Begin::Start => DeliverPolicy::All,
+            },
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: ACK_WAIT,
+            max_ack_pending: 1,
+            ..Default::default()
+        };
+        let consumer = stream.get_or_create_consumer(name, config).await.map_err(|error| failed(error.to_string()))?;
+        consumer.stream().max_messages_per_batch(1).messages().await.map_err(|error| failed(error.to_string()))
     }
 }
 

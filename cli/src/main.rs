@@ -6,7 +6,9 @@ mod endpoint;
 mod error;
 mod output;
 mod postgres;
+mod sink;
 mod up;
+mod visible;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -43,6 +45,8 @@ enum Command {
     Enrol(commands::control::Enrol),
     /// Take a host or a GPU out of service for new placements
     Cordon(commands::control::Target),
+    /// Take a host or a GPU out of service and let its leases end
+    Drain(commands::control::Drain),
     /// Put a host or a GPU back into service
     Uncordon(commands::control::Target),
     /// Rebuild the state from the log into a folder, and show its hash
@@ -51,6 +55,10 @@ enum Command {
     Verify(commands::tools::Options),
     /// Show what stands in the processor's store or a checkpoint, or what a record of the log says and made
     Inspect(commands::tools::Options),
+    /// Show and change what is in force: settings, alert rules, policies
+    Policy(commands::policy::Options),
+    /// List what fires, follow it, or send it to a webhook
+    Alerts(commands::alerts::Options),
     /// Run recorded cases against the pure core and show what was expected and what was given
     Conformance(commands::conformance::Options),
     /// Run a program that ends when its parent does
@@ -83,10 +91,13 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Decisions(options) => commands::decisions::run(options).await,
         Command::Enrol(options) => commands::control::enrol(options).await,
         Command::Cordon(options) => commands::control::cordon(options).await,
+        Command::Drain(options) => commands::control::drain(options).await,
         Command::Uncordon(options) => commands::control::uncordon(options).await,
         Command::Replay(options) => Err(commands::tools::become_tool("replay", &options)),
         Command::Verify(options) => Err(commands::tools::become_tool("verify", &options)),
         Command::Inspect(options) => Err(commands::tools::become_tool("inspect", &options)),
+        Command::Policy(options) => commands::policy::run(options).await,
+        Command::Alerts(options) => commands::alerts::run(options).await,
         Command::Conformance(options) => commands::conformance::run(&options),
         Command::Child(exec) => Err(up::child::become_program(&exec)),
     }

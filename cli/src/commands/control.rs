@@ -1,16 +1,16 @@
-//! `plimsoll enrol`, `cordon`, `uncordon`: one control record each, acknowledged by the log.
+//! `plimsoll enrol`, `cordon`, `drain`, `uncordon`: one control record each.
 
-use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use plimsoll_schemas::control::{Control, Cordon};
 use plimsoll_schemas::id::{GpuUuid, HostId};
-use plimsoll_schemas::subject::LogSubject;
 
-use crate::broker::Broker;
+use crate::commands::place::duration;
 use crate::endpoint;
 use crate::error::Error;
+use crate::visible::{Wait, publish};
 
 /// Which hosts.
 #[derive(Debug, Args)]
@@ -21,6 +21,8 @@ pub struct Enrol {
     /// Every host of the cell, now and later
     #[arg(long, conflicts_with = "hosts")]
     all: bool,
+    #[command(flatten)]
+    wait: Wait,
     #[command(flatten)]
     endpoint: endpoint::Flags,
 }
@@ -35,6 +37,8 @@ pub struct Target {
     #[arg(long, conflicts_with = "host")]
     gpu: Option<GpuUuid>,
     #[command(flatten)]
+    wait: Wait,
+    #[command(flatten)]
     endpoint: endpoint::Flags,
 }
 
@@ -48,24 +52,34 @@ impl Target {
     }
 }
 
+/// What to empty, and how fast.
+#[derive(Debug, Args)]
+pub struct Drain {
+    #[command(flatten)]
+    target: Target,
+    /// End its leases after this long at most, such as 10m [default: when they run out]
+    #[arg(long, value_parser = duration)]
+    grace: Option<Duration>,
+}
+
 /// Makes hosts placeable.
 pub async fn enrol(options: Enrol) -> Result<ExitCode, Error> {
-    publish(&options.endpoint, &Control::Enrol { hosts: options.hosts }).await
+    publish(&options.endpoint, options.wait, &Control::Enrol { hosts: options.hosts }).await
 }
 
 /// Takes a host or a GPU out of service.
 pub async fn cordon(target: Target) -> Result<ExitCode, Error> {
-    publish(&target.endpoint, &Control::Cordon(target.what()?)).await
+    publish(&target.endpoint, target.wait, &Control::Cordon(target.what()?)).await
+}
+
+/// The same, and its leases end: they cannot be renewed.
+pub async fn drain(options: Drain) -> Result<ExitCode, Error> {
+    let grace_ms = options.grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
+    let target = options.target;
+    publish(&target.endpoint, target.wait, &Control::Drain { what: target.what()?, grace_ms }).await
 }
 
 /// Puts it back.
 pub async fn uncordon(target: Target) -> Result<ExitCode, Error> {
-    publish(&target.endpoint, &Control::Uncordon(target.what()?)).await
-}
-
-async fn publish(endpoint: &endpoint::Flags, control: &Control) -> Result<ExitCode, Error> {
-    let broker = Broker::connect(&endpoint.resolve()?).await?;
-    let sequence = broker.append(&LogSubject::Control, control).await?;
-    writeln!(std::io::stdout(), "in the log as record {sequence}").map_err(Error::io("cannot write"))?;
-    Ok(ExitCode::SUCCESS)
+    publish(&target.endpoint, target.wait, &Control::Uncordon(target.what()?)).await
 }

@@ -1,10 +1,12 @@
 //! One file per command; each is what is asked, how it is asked and how the answer is shown.
 
+pub mod alerts;
 pub mod conformance;
 pub mod control;
 pub mod decisions;
 pub mod leases;
 pub mod place;
+pub mod policy;
 pub mod release;
 pub mod sql;
 pub mod status;
