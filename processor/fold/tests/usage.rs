@@ -158,6 +158,15 @@ impl Model {
                 }
             }
             Row::Window(..) | Row::Device(_) | Row::Host(_) | Row::Request(_) | Row::Decision(_) | Row::Rejected(_) | Row::DeviceEvent(_) => {}
+            Row::Window(..)
+            | Row::Device(_)
+            | Row::Host(_)
+            | Row::Request(_)
+            | Row::Decision(_)
+            | Row::Rejected(_)
+            | Row::DeviceEvent(_)
+            | Row::Policy(_)
+            | Row::Alert(_) => {}
         }
     }
 
