@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use harness::{Broker, GPUS, Processor, eventually};
+use plimsoll_schemas::alert::{Limit, Rule, Severity, Signal};
 use plimsoll_schemas::control::Control;
 use plimsoll_schemas::id::{LogEpoch, Position};
 use plimsoll_schemas::request::{Bundle, Place, Request};
@@ -296,3 +297,39 @@ fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
 
 /// Long enough for a slow machine; a test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_fires_and_resolves_once_although_the_processor_is_killed_in_between() {
+    let Some(broker) = Broker::start().await else { return };
+    let data = tempfile::tempdir().unwrap();
+    let mut first = Processor::start(&broker, data.path(), &["--seal-interval-s", "3600"]).await;
+    first.ready().await;
+    broker.inventory().await;
+    let heard = Rule {
+        name: "heard".to_owned(),
+        severity: Severity::Info,
+        signal: Signal::HostSilence,
+        limit: Limit::Below(1),
+        clear: None,
+        for_s: 0,
+        cooldown_s: 0,
+        summary: None,
+    };
+    broker.control(&Control::AlertRule(heard)).await;
+    broker.outputs_of("plimsoll.alert.changed.v1", 1).await;
+    first.kill();
+    broker.control(&Control::RemoveAlertRule { name: "heard".to_owned() }).await;
+    let mut second = Processor::start(&broker, data.path(), &["--seal-interval-s", "3600"]).await;
+    second.ready().await;
+    broker.outputs_of("plimsoll.alert.changed.v1", 2).await;
+    broker.check_that_out_is_dense().await;
+    let outputs = broker.outputs().await;
+    let of = |kind: &str| outputs.iter().filter(|event| event["type"] == kind).map(|event| event["data"].clone()).collect::<Vec<_>>();
+    let alerts = of("plimsoll.alert.changed.v1");
+    let said: Vec<_> = alerts.iter().map(|alert| (alert["state"].as_str().unwrap(), alert["dedup_key"].as_str().unwrap())).collect();
+    assert_eq!(said, [("firing", "heard/gpu-1"), ("resolved", "heard/gpu-1")]);
+    assert_eq!(alerts[0]["alert_id"], alerts[1]["alert_id"]);
+    let rules: Vec<_> = of("plimsoll.policy.changed.v1").iter().map(|policy| policy["in_force"].as_bool().unwrap()).collect();
+    assert_eq!(rules, [true, false]);
+    assert_eq!(second.tail("alerts", 0, 2).await.len(), 2);
+}
