@@ -10,7 +10,6 @@ use plimsoll_schemas::settings::{Settings, Thresholds};
 use plimsoll_schemas::time::NS_PER_MS;
 use serde::{Deserialize, Serialize};
 
-use crate::State;
 use crate::emit::Emit;
 use crate::faults::Faults;
 use crate::policies::FOLD;
@@ -19,9 +18,8 @@ use crate::registry::HOSTS_MAX;
 use crate::requests::POLICY;
 use crate::state_time::Cause;
 use crate::timers::Timer;
+use crate::{LOGIC, State};
 
-/// The behaviour of the fold that a control record can choose: there is one. Not the format of stored state.
-pub(crate) const LOGIC: u32 = 1;
 /// Longest grace of a drain, ms: thirty days.
 const GRACE_MS_MAX: u64 = 30 * 86_400_000;
 /// The kind and name of the enrolment of every host.

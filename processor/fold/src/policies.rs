@@ -10,11 +10,10 @@ use plimsoll_schemas::subject::OutSubject;
 use plimsoll_schemas::time::LogTime;
 use serde::{Deserialize, Serialize};
 
-use crate::State;
-use crate::control::LOGIC;
 use crate::emit::Emit;
 use crate::requests::POLICY;
 use crate::timers::Timer;
+use crate::{LOGIC, State};
 
 /// Name of what there is only one of.
 pub(crate) const FOLD: &str = "fold";

@@ -9,9 +9,13 @@ use std::fmt::Debug;
 use plimsoll_schemas::id::TenantId;
 
 use crate::Meta;
+use crate::alerts::Watched;
+use crate::alerts::rules::Rules;
+use crate::alerts::signal::Counted;
 use crate::clock::Clock;
 use crate::durable::{Entry, RestoreError, StateTable};
 use crate::leases::Lease;
+use crate::policies::InForce;
 use crate::ranges::Ranges;
 use crate::refuse::Announcer;
 use crate::registry::{Facts, Host, LatePane, Pulse};
@@ -58,6 +62,16 @@ pub fn show(entry: &Entry) -> Result<Shown, RestoreError> {
         }
         StateTable::Requests => (entry.u64_at(0)?.to_string(), json::<Seen>(entry)?),
         StateTable::Leases => (entry.u64_at(0)?.to_string(), json::<Lease>(entry)?),
+        StateTable::Policies => (String::from_utf8_lossy(&entry.key).into_owned(), json::<InForce>(entry)?),
+        StateTable::Alerts => match entry.key.as_slice() {
+            b"rules" => ("rules".to_owned(), json::<Rules>(entry)?),
+            b"counted" => ("counted".to_owned(), json::<Counted>(entry)?),
+            [kind @ 0..=2, ..] => {
+                let scope = ["cell", "host", "gpu"][usize::from(*kind)];
+                (format!("{scope}/{}/{}", entry.u32_at(1)?, entry.u32_at(5)?), json::<Watched>(entry)?)
+            }
+            _ => return Err(entry.error("unknown key")),
+        },
     };
     Ok(Shown { key, value })
 }

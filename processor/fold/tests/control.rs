@@ -2,7 +2,7 @@
 
 mod support;
 
-use plimsoll_fold::Effects;
+use plimsoll_fold::{Effects, LOGIC};
 use plimsoll_schemas::alert::{Limit, Rule, Severity, Signal};
 use plimsoll_schemas::control::{Control, Cordon};
 use plimsoll_schemas::out::{DeviceState, LeaseState, Payload};
@@ -80,7 +80,7 @@ fn a_control_record_that_cannot_be_carried_out_is_refused_by_name_and_changes_no
     check(settings(Settings { lost_ms: Some(10), ..Settings::default() }), Reason::OutOfRange, "lost_ms is 10, expected 1000 to 86400000");
     check(settings(Settings { vram_limit_bp: Some(0), free_after_ms: Some(1), ..Settings::default() }), Reason::OutOfRange, "vram_limit_bp is 0");
     check(Control::Placement { policy: "best".to_owned(), version: 2 }, Reason::UnknownPolicy, "no policy best@2, this build has headroom@1");
-    check(Control::Logic { version: 9 }, Reason::UnknownPolicy, "logic 9, this build knows 1");
+    check(Control::Logic { version: LOGIC + 1 }, Reason::UnknownPolicy, &format!("logic {}, this build knows {LOGIC}", LOGIC + 1));
     check(Control::AlertRule(Rule { clear: Some(61), ..rule("busy") }), Reason::InvalidPolicy, "fires above 60 but clears at 61");
     check(Control::AlertRule(rule("Busy!")), Reason::InvalidPolicy, "is not 1 to 64 of a-z 0-9 _");
     check(Control::RemoveAlertRule { name: "nobody".to_owned() }, Reason::UnknownPolicy, "no alert rule \"nobody\"");
