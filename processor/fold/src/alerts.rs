@@ -58,7 +58,7 @@ impl Subject {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Watched {
     pub watch: Watch,
-    /// The last value seen.
+    /// The value that last moved it.
     value: i64,
     /// Since when the limit is passed, as people read it.
     began_at: EventTime,
@@ -172,7 +172,7 @@ impl State {
             if rule.signal.basis() == basis && rule.signal.scope() == subject.scope() {
                 let value = value(self, rule.signal);
                 // A quiet rule that stays quiet leaves no trace.
-                if known || value.is_some_and(|value| rule.fires_at(value)) {
+                if value.is_some_and(|value| rule.fires_at(value)) || known && self.alerts.watched.contains_key(&(subject, number)) {
                     seen.push((number, value));
                 }
             }
@@ -196,12 +196,18 @@ impl State {
             }
         }
         let state = watched.entry(key).or_insert_with(|| Watched { watch: Watch::default(), value: 0, began_at: EventTime(0), life: None });
+        let before = state.watch;
         let moved = state.watch.observe(rule, span, value, live_ns);
-        state.value = value.unwrap_or(state.value);
-        if state.watch.began == Some(span) {
+        if moved != Moved::Not {
+            state.value = value.unwrap_or(state.value);
+        }
+        if state.watch.began != before.began && state.watch.began.is_some() {
             // On the live clock an instant has no date of its own: it is the record's.
             let at_ns = if rule.signal.basis() == Basis::Window { span.from_ns } else { emit.logged_at().0 };
             state.began_at = EventTime(at_ns);
+        }
+        if state.watch == before {
+            return;
         }
         dirty.insert(key);
         let deadline = state.watch.deadline(rule);
@@ -212,12 +218,7 @@ impl State {
                 state.life = Some((emit.next_id(), emit.logged_at()));
                 self.say_alert(key, AlertState::Firing, "limit_passed", emit);
             }
-            Moved::Resolves => {
-                self.say_alert(key, AlertState::Resolved, "cleared", emit);
-                if let Some(state) = self.alerts.watched.get_mut(&key) {
-                    state.life = None;
-                }
-            }
+            Moved::Resolves => self.end_life(key, "cleared", emit),
         }
         if let Some(at_ns) = deadline {
             self.timers.set(at_ns, Timer::Alert(key.0, key.1));
@@ -229,11 +230,17 @@ impl State {
 
     /// Ends a watch for another reason than its signal.
     fn end_watch(&mut self, key: (Subject, u32), cause: &str, emit: &mut Emit<'_>) {
-        if self.alerts.watched.get(&key).is_some_and(|watched| watched.life.is_some()) {
-            self.say_alert(key, AlertState::Resolved, cause, emit);
-        }
+        self.end_life(key, cause, emit);
         self.alerts.watched.remove(&key);
         self.alerts.dirty.insert(key);
+    }
+
+    /// Says that an alert is over, if one fires.
+    fn end_life(&mut self, key: (Subject, u32), cause: &str, emit: &mut Emit<'_>) {
+        self.say_alert(key, AlertState::Resolved, cause, emit);
+        if let Some(watched) = self.alerts.watched.get_mut(&key) {
+            watched.life = None;
+        }
     }
 
     /// Ends everything that is watched under a rule.
@@ -271,6 +278,7 @@ impl State {
         &self.registry.devices[number as usize]
     }
 
+    /// A row and an event about an alert that has a life.
     fn say_alert(&self, (subject, number): (Subject, u32), state: AlertState, cause: &str, emit: &mut Emit<'_>) {
         let (Some(rule), Some(watched)) = (self.alerts.rules.get(number), self.alerts.watched.get(&(subject, number))) else { return };
         let Some((alert_id, fired_at)) = &watched.life else { return };

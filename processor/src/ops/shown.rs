@@ -85,6 +85,8 @@ pub fn row(placed: &PlacedRow) -> Item {
         Row::Rejected(row) => value(row),
         Row::DeviceEvent(row) => value(row),
         Row::Gap(row) => value(row),
+        Row::Policy(row) => value(row),
+        Row::Alert(row) => value(row),
     };
     (format!("{}/{}", placed.position, placed.ordinal), inner)
 }
