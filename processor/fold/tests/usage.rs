@@ -157,7 +157,6 @@ impl Model {
                     self.seen.extend((gap.from_seq..=gap.to_seq).map(|sequence| (host.to_string(), gap.epoch, sequence)));
                 }
             }
-            Row::Window(..) | Row::Device(_) | Row::Host(_) | Row::Request(_) | Row::Decision(_) | Row::Rejected(_) | Row::DeviceEvent(_) => {}
             Row::Window(..)
             | Row::Device(_)
             | Row::Host(_)
