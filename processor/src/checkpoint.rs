@@ -11,6 +11,7 @@ use plimsoll_archive::checkpoints::About;
 use plimsoll_archive::{Archive, Checkpoint, Checkpoints};
 use plimsoll_fold::{LOGIC, State};
 use plimsoll_schemas::id::{CellId, Position};
+use plimsoll_schemas::retention;
 use plimsoll_store::{Commit, FORMAT, Store};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
@@ -20,7 +21,7 @@ use crate::health::Health;
 use crate::metrics::{Metrics, signed};
 
 /// How many are kept.
-pub const KEPT: usize = 3;
+pub const KEPT: usize = retention::CHECKPOINTS_KEPT as usize;
 /// How often the newest one's age is shown and the next one considered.
 const LOOK: Duration = Duration::from_secs(1);
 

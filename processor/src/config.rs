@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use plimsoll_schemas::id::CellId;
+use plimsoll_schemas::retention;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -54,10 +55,10 @@ pub struct Config {
     #[arg(long, env = "PLIMSOLL_REPLICA")]
     pub replica: Option<String>,
     /// Most bytes of the LOG stream, when it is created.
-    #[arg(long, env = "PLIMSOLL_LOG_BYTES_MAX", default_value_t = 8 << 30, value_parser = clap::value_parser!(i64).range(1 << 20..))]
+    #[arg(long, env = "PLIMSOLL_LOG_BYTES_MAX", default_value_t = retention::LOG_BYTES as i64, value_parser = clap::value_parser!(i64).range(1 << 20..))]
     pub log_bytes_max: i64,
     /// Most bytes of the OUT stream, when it is created.
-    #[arg(long, env = "PLIMSOLL_OUT_BYTES_MAX", default_value_t = 1 << 30, value_parser = clap::value_parser!(i64).range(1 << 20..))]
+    #[arg(long, env = "PLIMSOLL_OUT_BYTES_MAX", default_value_t = retention::OUT_BYTES as i64, value_parser = clap::value_parser!(i64).range(1 << 20..))]
     pub out_bytes_max: i64,
     /// Replicas of both streams, when they are created: 1 on one server, 3 on a cluster.
     #[arg(long, env = "PLIMSOLL_STREAM_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]

@@ -14,6 +14,7 @@ use plimsoll_schemas::ctl::Repair;
 use plimsoll_schemas::id::Position;
 use plimsoll_schemas::out::Output;
 use plimsoll_schemas::record::{Body, Record};
+use plimsoll_schemas::retention;
 use plimsoll_schemas::row::PlacedRow;
 use plimsoll_store::{Commit, Sealed, Store};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -44,7 +45,7 @@ const OUTBOX_MAX: usize = 8_192;
 /// A seal is due after this many rows, so that it fits in memory.
 const SEAL_ROWS: u64 = 500_000;
 /// Outputs kept in the store behind the last one that stands in OUT.
-const OUTPUTS_KEPT: u64 = 100_000;
+const OUTPUTS_KEPT: u64 = retention::STORE_OUTPUTS;
 /// Rows go to the tail after this many …
 const CHUNK_ROWS: usize = 4_096;
 /// … or this long.

@@ -2,7 +2,7 @@
 //!
 //! Read in this order: what it is told ([`config`]) and shows ([`metrics`], [`health`]); what a replica decides without I/O: what it
 //! reads ([`follow`]), who is active ([`role`]), what is published ([`chain`]), whether they agree ([`checks`]); the two streams ([`streams`], [`log`], [`out`], [`tick`])
-//! and what agents are asked for ([`repair`]); the archive ([`seal`]), the [`mod@checkpoint`]s and the [`tail`]; the loop that ties them ([`engine`]); [`run`] connects all of it.
+//! and what agents are asked for ([`repair`]); the archive ([`seal`], [`tidy`]), the [`mod@checkpoint`]s and the [`tail`]; the loop that ties them ([`engine`]); [`run`] connects all of it.
 
 pub mod config;
 pub mod error;
@@ -17,6 +17,7 @@ pub mod log;
 pub mod out;
 pub mod repair;
 pub mod tick;
+pub mod tidy;
 pub mod seal;
 pub mod checkpoint;
 pub mod tail;

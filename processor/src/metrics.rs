@@ -53,6 +53,14 @@ pub struct Metrics {
     pub seal_failures: Counter,
     /// How long a seal took.
     pub seal_seconds: Seconds,
+    /// Bytes of the store's files.
+    pub store_bytes: Gauge,
+    /// 1 if that is more than its budget.
+    pub store_over: Gauge,
+    /// Files that left the archive's newest manifest by its retention.
+    pub archive_expired: Counter,
+    /// Files deleted from the archive because nothing names them.
+    pub archive_swept: Counter,
     /// Checkpoints made.
     pub checkpoints: Counter,
     /// Checkpoints that failed and will be tried again.
@@ -171,6 +179,10 @@ impl Metrics {
         all.register("sealed_position", "Sequence up to which the archive holds all rows", self.sealed_position.clone());
         all.register("seal_failures", "Seals that failed and are tried again", self.seal_failures.clone());
         all.register_with_unit("seal", "How long a seal took", Unit::Seconds, self.seal_seconds.0.clone());
+        all.register_with_unit("store", "Length of the store's files", Unit::Bytes, self.store_bytes.clone());
+        all.register("store_over_budget", "1 if the store's files are longer than its budget", self.store_over.clone());
+        all.register("archive_expired_files", "Files that left the newest manifest by its retention", self.archive_expired.clone());
+        all.register("archive_swept_files", "Files deleted from the archive because nothing names them", self.archive_swept.clone());
         all.register("checkpoints", "Checkpoints of the state copied to the archive", self.checkpoints.clone());
         all.register("checkpoint_failures", "Checkpoints that failed and are tried again", self.checkpoint_failures.clone());
         all.register_with_unit("checkpoint", "How long a checkpoint took", Unit::Seconds, self.checkpoint_seconds.0.clone());

@@ -1,10 +1,12 @@
 //! The sealer: writes the rows up to a commit to the archive, then says so in the log. It reads what is committed and never stalls the fold.
 #![expect(clippy::disallowed_methods, reason = "how long a seal took is a metric")]
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use arrow::record_batch::RecordBatch;
 use async_nats::jetstream::message::PublishMessage;
+use plimsoll_archive::retention::Expired;
 use plimsoll_archive::{Archive, Manifest, table};
 use plimsoll_schemas::control::Control;
 use plimsoll_schemas::id::{CellId, Position};
@@ -17,6 +19,7 @@ use crate::error::Error;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::streams::Streams;
+use crate::tidy::Tidy;
 
 const BATCH_ROWS: usize = 8_192;
 const ANNOUNCE_TRIES: u32 = 5;
@@ -39,6 +42,7 @@ pub struct Sealer {
     store: Store,
     newest: Option<Manifest>,
     announced: Option<Sealed>,
+    tidy: Tidy,
     health: Health,
     metrics: Metrics,
 }
@@ -66,7 +70,8 @@ impl Sealer {
             return Err(Error::ArchiveAhead { url: url.to_owned(), archive: newest.position, log: log_end });
         }
         let With { streams, store, health, metrics } = with;
-        Ok(Self { cell: cell.clone(), archive, streams, store, newest, announced, health, metrics })
+        let tidy = Tidy::new(archive.clone(), store.clone(), metrics.clone());
+        Ok(Self { cell: cell.clone(), archive, streams, store, newest, announced, tidy, health, metrics })
     }
 
     /// Serves orders until nobody can give any. Errors only if the store is damaged: what else fails is tried again.
@@ -80,6 +85,7 @@ impl Sealer {
                 Ok(()) => {
                     self.health.sealing_fails(false);
                     self.metrics.seal_seconds.0.observe(began.elapsed().as_secs_f64());
+                    self.tidy.sweep().await;
                 }
                 Err(Failed::Store(error @ plimsoll_store::Error::Damaged { .. })) => return Err(Error::Store(error)),
                 Err(error) => {
@@ -97,19 +103,31 @@ impl Sealer {
     async fn seal(&mut self, up_to: Position) -> Result<(), Failed> {
         let after = self.newest.as_ref().map_or(Position::default(), |newest| newest.position);
         if up_to > after {
-            let sealed = self.write(after, up_to).await;
+            let gone = self.expired()?;
+            let dropped = gone.iter().map(|file| file.path.clone()).collect();
+            let sealed = self.write(after, up_to, dropped).await;
             if matches!(sealed, Err(Failed::Archive(plimsoll_archive::Error::Taken { .. }))) {
                 self.newest = self.archive.newest().await?;
             }
             let manifest = sealed?;
             tracing::info!(version = manifest.version, position = %manifest.position, files = manifest.files.len(), "sealed");
+            self.tidy.note(manifest.version, &gone);
             self.newest = Some(manifest);
         }
         self.announce().await
     }
 
+    /// What the next manifest leaves out: files of one that the log knows of, never of one that may yet turn out not to hold.
+    fn expired(&self) -> Result<Vec<Expired>, Failed> {
+        let known = |manifest: &&Manifest| self.announced.is_some_and(|announced| announced.version >= manifest.version);
+        match (self.newest.as_ref().filter(known), self.store.last_commit()?) {
+            (Some(newest), Some(commit)) => Ok(self.tidy.expired(newest, commit.logged_at)),
+            (None, _) | (_, None) => Ok(Vec::new()),
+        }
+    }
+
     /// Reading and Parquet are work for a processor, not for the threads that answer others.
-    async fn write(&self, after: Position, up_to: Position) -> Result<Manifest, Failed> {
+    async fn write(&self, after: Position, up_to: Position, dropped: BTreeSet<String>) -> Result<Manifest, Failed> {
         let (store, archive, cell, parent) = (self.store.clone(), self.archive.clone(), self.cell.clone(), self.newest.clone());
         let runtime = tokio::runtime::Handle::current();
         tokio::task::spawn_blocking(move || {
@@ -120,7 +138,7 @@ impl Sealer {
                     tables.push((table, batches));
                 }
             }
-            Ok(runtime.block_on(archive.seal(parent.as_ref(), up_to, tables))?)
+            Ok(runtime.block_on(archive.seal_without(parent.as_ref(), up_to, tables, dropped))?)
         })
         .await?
     }

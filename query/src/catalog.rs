@@ -121,6 +121,7 @@ impl SchemaProvider for System {
             "cells" => Some(system::cells(&self.0.cell, &self.0.snapshot, &self.0.health)?),
             "columns" => Some(system::columns()?),
             "queries" => Some(self.0.log.table()?),
+            "retention" => Some(system::retention()?),
             _ => None,
         })
     }

@@ -9,13 +9,14 @@ use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::Result;
 use plimsoll_archive::column::{COMMENT, UTC};
 use plimsoll_archive::table;
+use plimsoll_schemas::retention::{self, Keep};
 use plimsoll_schemas::row::Table;
 
 use crate::snapshot::Snapshot;
 use crate::tail::Health;
 
 /// Names of the tables of this schema.
-pub const NAMES: [&str; 3] = ["cells", "columns", "queries"];
+pub const NAMES: [&str; 4] = ["cells", "columns", "queries", "retention"];
 /// Most statements remembered.
 const LOG_ENTRIES: usize = 1_000;
 /// Longest text remembered of a statement, characters.
@@ -73,6 +74,22 @@ pub fn columns() -> Result<Arc<dyn TableProvider>> {
         ("column_name", text(rows.iter().map(|(_, field)| Some(field.name().clone())).collect()), false),
         ("data_type", text(rows.iter().map(|(_, field)| Some(field.data_type().to_string())).collect()), false),
         ("comment", text(rows.iter().map(|(_, field)| field.metadata().get(COMMENT).cloned()).collect()), true),
+    ])?)
+}
+
+/// `system.retention`: what is kept, where, how long and within how many bytes. NULL = no limit.
+pub fn retention() -> Result<Arc<dyn TableProvider>> {
+    let text = |of: fn(&Keep) -> &str| -> ArrayRef { Arc::new(StringArray::from_iter_values(retention::ALL.iter().map(of))) };
+    let limit = |of: fn(&Keep) -> Option<u64>| -> ArrayRef {
+        Arc::new(Int64Array::from_iter(retention::ALL.iter().map(|keep| of(keep).and_then(|limit| i64::try_from(limit).ok()))))
+    };
+    one(RecordBatch::try_from_iter_with_nullable(vec![
+        ("what", text(|keep| keep.what), false),
+        ("place", text(|keep| keep.place), false),
+        ("max_age_s", limit(|keep| keep.max_age_s), true),
+        ("max_bytes", limit(|keep| keep.max_bytes), true),
+        ("max_count", limit(|keep| keep.max_count), true),
+        ("enforced", text(|keep| keep.enforced), false),
     ])?)
 }
 

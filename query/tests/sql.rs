@@ -452,6 +452,17 @@ async fn files_outside_the_range_are_not_read_and_damaged_ones_are_named_without
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_is_one_table() {
+    let cell = Cell::with(vec![], 1, |_| ()).await;
+    let rows = cell
+        .rows("SELECT what, max_age_s, max_count FROM system.retention WHERE what IN ('log', 'gpu_windows_10s', 'checkpoints') ORDER BY what")
+        .await;
+    assert_eq!(json!(rows), json!([["checkpoints", null, 3], ["gpu_windows_10s", 172_800, null], ["log", 259_200, null]]));
+    let unlimited = cell.rows("SELECT what FROM system.retention WHERE coalesce(max_age_s, max_bytes, max_count) IS NULL").await;
+    assert_eq!(json!(unlimited), json!([["all other tables"]]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_capacity_questions_of_this_version_are_answered() {
     let t = recent_s();
     let hour = |sequence: u64, gpu: u16, percent: i16, lease: Option<&str>| {

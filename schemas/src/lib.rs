@@ -19,6 +19,7 @@ pub mod request;
 pub mod row;
 pub mod sample;
 pub mod sketch;
+pub mod retention;
 pub mod subject;
 pub mod time;
 pub mod validate;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::id::{CellId, HostId, TenantId};
+use crate::retention;
 
 /// First token of every subject.
 pub const ROOT: &str = "plimsoll";
@@ -130,7 +131,7 @@ pub fn log_stream(cell: &CellId, max_bytes: i64) -> StreamSettings {
     StreamSettings {
         name: format!("PLIMSOLL_{cell}_LOG"),
         subjects: format!("{ROOT}.{cell}.log.>"),
-        max_age_s: 72 * 3_600,
+        max_age_s: retention::LOG_AGE_S,
         max_bytes,
         max_message_bytes: crate::frame::BYTES_MAX as i32,
     }
@@ -141,7 +142,7 @@ pub fn out_stream(cell: &CellId, max_bytes: i64) -> StreamSettings {
     StreamSettings {
         name: format!("PLIMSOLL_{cell}_OUT"),
         subjects: format!("{ROOT}.{cell}.out.>"),
-        max_age_s: 400 * 86_400,
+        max_age_s: retention::OUT_AGE_S,
         max_bytes,
         max_message_bytes: crate::frame::BYTES_MAX as i32,
     }

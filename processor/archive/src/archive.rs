@@ -164,6 +164,11 @@ impl Archive {
         &self.cell
     }
 
+    /// The same folder for another cell.
+    pub(crate) fn of_cell(&self, cell: CellId) -> Self {
+        Self { cell, ..self.clone() }
+    }
+
     /// The newest manifest; absent if nothing was sealed yet.
     pub async fn newest(&self) -> Result<Option<Manifest>, Error> {
         match self.newest_version().await? {
@@ -203,13 +208,24 @@ impl Archive {
     /// Writes the rows as files and commits them as the version after `parent`, which then holds everything up to `position`.
     /// Errors with [`Error::Taken`] if another sealer was first; nothing of this attempt is left then.
     pub async fn seal(&self, parent: Option<&Manifest>, position: Position, tables: Vec<(Table, Vec<RecordBatch>)>) -> Result<Manifest, Error> {
+        self.seal_without(parent, position, tables, BTreeSet::new()).await
+    }
+
+    /// The same, leaving out files of the parent by their paths. They stay where they are until [`Archive::sweep`] finds that nobody reads them.
+    pub async fn seal_without(
+        &self,
+        parent: Option<&Manifest>,
+        position: Position,
+        tables: Vec<(Table, Vec<RecordBatch>)>,
+        dropped: BTreeSet<String>,
+    ) -> Result<Manifest, Error> {
         if let Some(parent) = parent.filter(|parent| position < parent.position) {
             return Err(Error::Backwards { position, version: parent.version, sealed: parent.position });
         }
         let version = parent.map_or(1, |parent| parent.version + 1);
         let mut added = Vec::new();
         let committed = match self.write_tables(version, tables, &mut added).await {
-            Ok(()) => self.commit(Stored::after(parent, &self.cell, position, added.clone(), BTreeSet::new())).await,
+            Ok(()) => self.commit(Stored::after(parent, &self.cell, position, added.clone(), dropped)).await,
             Err(error) => Err(error),
         };
         match committed {
@@ -240,7 +256,7 @@ impl Archive {
         Ok(names.iter().filter_map(|meta| meta.location.filename()?.strip_suffix(".json")?.parse().ok()).max())
     }
 
-    async fn stored(&self, version: u64) -> Result<Stored, Error> {
+    pub(crate) async fn stored(&self, version: u64) -> Result<Stored, Error> {
         let path = self.manifest_path(version);
         let bytes = self.read(&path).await?;
         let damaged = |detail: String| Error::Damaged { path: path.to_string(), detail };

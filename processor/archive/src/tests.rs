@@ -7,12 +7,14 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Int32Type, Int64Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use plimsoll_schemas::id::{CellId, DeviceKey, LogEpoch, Position};
+use plimsoll_schemas::retention::{self, Keep};
 use plimsoll_schemas::row::{PlacedRow, RejectedRow, Row, StateTime, Stats, Table, Tier, WindowRow};
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_S};
 
 use crate::checkpoints::About;
 use crate::manifest::BASE_EVERY;
-use crate::{Archive, Checkpoints, Entry, Error, column, encode, table};
+use crate::retention::expired;
+use crate::{Archive, Checkpoints, Entry, Error, Manifest, column, encode, table};
 
 const DAY_S: i64 = 86_400;
 
@@ -216,6 +218,74 @@ async fn absent_and_damaged_files_are_named() {
     let error = archive.newest().await.expect_err("damaged manifest").to_string();
     assert!(error.starts_with("manifest/local/0000000001.json is damaged: EOF"), "{error}");
     assert!(matches!(archive.manifest(7).await, Err(Error::Absent { .. })));
+}
+
+/// Seals a minute of each day and returns the archive's newest manifest.
+async fn days(archive: &Archive, days: std::ops::RangeInclusive<i64>) -> Manifest {
+    let mut newest = archive.newest().await.expect("readable");
+    for day in days {
+        let rows = minutes(&[window(day as u64, "a", day * DAY_S, 0)]);
+        newest = Some(archive.seal(newest.as_ref(), at(day as u64), rows).await.expect("seals"));
+    }
+    newest.expect("sealed")
+}
+
+#[tokio::test]
+async fn files_expire_by_their_newest_row_and_the_oldest_by_bytes() {
+    let (_folder, archive) = folder();
+    let manifest = days(&archive, 1..=5).await;
+    let each = manifest.files[0].bytes;
+    let check = |max_age_s: Option<u64>, max_bytes: Option<u64>, expected: usize, reason: &str| {
+        let gone = expired(&manifest, |table| Keep { max_age_s, max_bytes, ..retention::of_table(table) }, 6 * DAY_S * NS_PER_S);
+        let paths: Vec<_> = gone.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(paths, manifest.files[..expected].iter().map(|entry| entry.path.as_str()).collect::<Vec<_>>(), "{max_age_s:?} {max_bytes:?}");
+        assert!(gone.iter().all(|file| file.why.contains(reason)), "{gone:?}");
+    };
+    check(None, None, 0, "");
+    check(Some(5 * DAY_S as u64), None, 0, "");
+    check(Some(3 * DAY_S as u64), None, 2, "its newest row is");
+    check(None, Some(5 * each), 0, "");
+    check(None, Some(3 * each + each / 2), 2, "bytes, at most");
+    check(Some(0), Some(0), 5, "its newest row is");
+}
+
+#[tokio::test]
+async fn what_left_the_archive_stays_for_an_hour_and_other_cells_files_for_ever() {
+    let (folder, archive) = folder();
+    let other = Archive::open(folder.path().to_str().expect("utf-8"), &"other".parse().expect("a token")).expect("opens");
+    let theirs = days(&other, 1..=2).await;
+    let before = days(&archive, 1..=3).await;
+    let dropped = before.files[0].path.clone();
+    let after = archive.seal_without(Some(&before), at(9), Vec::new(), BTreeSet::from([dropped.clone()])).await.expect("seals");
+    assert_eq!(after.files, before.files[1..]);
+    let orphan = "archive/gpu_windows_1m/day=1970-01-09/0000000009-0.parquet";
+    fs::create_dir_all(folder.path().join(orphan).parent().expect("a folder")).expect("writable");
+    fs::write(folder.path().join(orphan), "of a seal that crashed").expect("writable");
+
+    let now_ns = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_nanos() as i64;
+    assert_eq!(archive.sweep(now_ns + 1_800 * NS_PER_S).await.expect("swept"), []);
+    assert!(folder.path().join(&dropped).exists(), "somebody may still read an older manifest");
+    let swept: BTreeSet<_> = archive.sweep(now_ns + 3_700 * NS_PER_S).await.expect("swept").into_iter().map(|file| file.path).collect();
+    assert_eq!(swept, BTreeSet::from([dropped, orphan.to_owned()]));
+    for entry in after.files.iter().chain(&theirs.files) {
+        archive.verify(entry).await.expect("still there");
+    }
+    assert_eq!(archive.newest().await.expect("readable"), Some(after));
+}
+
+#[tokio::test]
+async fn old_manifests_go_when_newer_ones_do_not_build_on_them() {
+    let (_folder, archive) = folder();
+    let mut newest = None;
+    for n in 1..=2 * BASE_EVERY + 5 {
+        newest = Some(archive.seal(newest.as_ref(), at(n), Vec::new()).await.expect("seals"));
+    }
+    let now_ns = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_nanos() as i64;
+    assert_eq!(archive.sweep(now_ns + 6 * DAY_S * NS_PER_S).await.expect("swept"), []);
+    let swept = archive.sweep(now_ns + 8 * DAY_S * NS_PER_S).await.expect("swept");
+    assert_eq!(swept.len() as u64, 2 * BASE_EVERY);
+    assert_eq!(archive.newest().await.expect("readable"), newest);
+    assert!(matches!(archive.manifest(2 * BASE_EVERY).await, Err(Error::Absent { .. })));
 }
 
 fn about(sequence: u64) -> About {

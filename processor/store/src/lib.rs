@@ -175,6 +175,12 @@ impl Store {
         self.write(batch)
     }
 
+    /// Bytes of its files, without the write-ahead log. Absent where RocksDB does not say.
+    pub fn bytes(&self) -> Option<u64> {
+        let of = |name| self.db.property_int_value_cf(self.cf(name), rocksdb::properties::TOTAL_SST_FILES_SIZE).ok().flatten();
+        StateTable::ALL.iter().map(|table| table.name()).chain([ROWS, OUTPUTS, COMMIT]).map(of).sum()
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
         self.db.get_cf(self.cf(COMMIT), key).map_err(|error| self.broken(error))
     }
