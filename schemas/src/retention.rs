@@ -129,7 +129,9 @@ pub const fn of_table(table: Table) -> Keep {
         | Table::LeaseDevices
         | Table::Rejected
         | Table::DeviceEvents
-        | Table::Gaps => EVENTS,
+        | Table::Gaps
+        | Table::Policies
+        | Table::Alerts => EVENTS,
     }
 }
 
