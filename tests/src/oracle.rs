@@ -20,7 +20,14 @@ pub struct Sample {
     power: Option<i64>,
     energy: Option<i64>,
     temperature_mk: Option<i64>,
+    /// How old it was when the log took it, ns; 0 = not known.
+    age_ns: i64,
 }
+
+/// A sample further ahead of the log is not believed, ns.
+const AHEAD_NS_MAX: i64 = 5_000_000_000;
+/// An older sample counts only where its window is still open, ns.
+const LATE_NS_MAX: i64 = 3_600_000_000_000;
 
 /// What a window must say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,13 +82,22 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    /// Takes one message of the LOG.
+    /// Takes one message of the LOG, from hosts whose clocks are right.
     pub fn take(&mut self, subject: &str, payload: &[u8]) -> Result<()> {
+        self.take_at(subject, payload, None)
+    }
+
+    /// Takes one message that the log took at that time (a running maximum, ns UTC): a sample from the future is not believed.
+    pub fn take_logged(&mut self, subject: &str, payload: &[u8], logged_ns: i64) -> Result<()> {
+        self.take_at(subject, payload, Some(logged_ns))
+    }
+
+    fn take_at(&mut self, subject: &str, payload: &[u8], logged_ns: Option<i64>) -> Result<()> {
         match subject.split('.').nth(3) {
             Some("inventory") => self.take_inventory(&serde_json::from_slice(payload)?),
             Some("sample") => {
                 let frame = Frame::read(payload)?;
-                self.take_frame(&frame);
+                self.take_frame(&frame, logged_ns);
                 Ok(())
             }
             _ => Ok(()),
@@ -99,7 +115,7 @@ impl Oracle {
         Ok(())
     }
 
-    fn take_frame(&mut self, frame: &Frame) {
+    fn take_frame(&mut self, frame: &Frame, logged_ns: Option<i64>) {
         if !self.seen.insert((frame.host.clone(), frame.epoch, frame.sequence)) {
             self.duplicates += 1;
             return;
@@ -109,6 +125,10 @@ impl Oracle {
             return;
         };
         for (tick, &at_ns) in frame.ticks_ns.iter().enumerate() {
+            let age_ns = logged_ns.map_or(0, |logged| logged - at_ns);
+            if age_ns < -AHEAD_NS_MAX {
+                continue;
+            }
             for (gpu, slot) in frame.slots.iter().enumerate() {
                 if !frame.gave_anything(tick, gpu) {
                     continue;
@@ -128,6 +148,7 @@ impl Oracle {
                     // Without a counter on the board, energy is power over the time it held.
                     energy: value(field::ENERGY_MJ).or(power.map(|mw| mw * held_ms / 1_000)),
                     temperature_mk: value(field::TEMPERATURE_MK),
+                    age_ns,
                 });
             }
         }
@@ -141,6 +162,12 @@ impl Oracle {
     /// Starts (seconds) of the windows of a GPU that hold at least one sample.
     pub fn starts(&self, uuid: &str, window_s: i64) -> BTreeSet<i64> {
         self.samples.get(uuid).into_iter().flatten().map(|sample| start_of(sample, window_s)).collect()
+    }
+
+    /// Whether a window has a sample so old that it counts only if the window was still open: then the log alone does not say what it must hold.
+    pub fn is_ambiguous(&self, uuid: &str, window_s: i64, start_s: i64) -> bool {
+        let samples = self.samples.get(uuid).into_iter().flatten();
+        samples.filter(|sample| start_of(sample, window_s) == start_s).any(|sample| sample.age_ns > LATE_NS_MAX)
     }
 
     /// What the window of a GPU must say; absent without a sample.

@@ -1,12 +1,14 @@
 //! The fold's checkpoint in RocksDB: state, rows and outputs with their position, in one batch. It is a cache of the log: it may be
 //! deleted at any time, and what is damaged is set aside and rebuilt. SQL never reads it.
 //!
-//! Read in this order: [`key`] (how keys are laid out), [`codec`] (how values are), [`Store`], [`mod@checkpoint`] (copies of it).
+//! Read in this order: [`key`] (how keys are laid out), [`codec`] (how values are), `kv` (what lies below), [`Store`], [`mod@checkpoint`]
+//! (copies of it).
 
 pub mod checkpoint;
 pub mod codec;
 mod error;
 pub mod key;
+mod kv;
 mod options;
 
 use std::path::{Path, PathBuf};
@@ -17,13 +19,14 @@ use plimsoll_schemas::id::Position;
 use plimsoll_schemas::out::Output;
 use plimsoll_schemas::row::{PlacedRow, Table};
 use plimsoll_schemas::time::LogTime;
-use rocksdb::{ColumnFamily, DB, Direction, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
+use rocksdb::DB;
 use serde::{Deserialize, Serialize};
 
 pub use error::Error;
 
 /// The format this build reads and writes.
 pub use plimsoll_fold::durable::FORMAT;
+use kv::{Batch, Kv, Memory, Rocks};
 
 const ROWS: &str = "rows";
 const OUTPUTS: &str = "outputs";
@@ -64,9 +67,9 @@ pub struct Sealed {
 }
 
 /// The open database of one cell and replica. Cheap to clone; every call blocks, so it belongs on a thread that may.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Store {
-    db: Arc<DB>,
+    kv: Arc<Kv>,
     path: PathBuf,
 }
 
@@ -76,12 +79,29 @@ impl Store {
         let names = StateTable::ALL.iter().map(|table| table.name()).chain([ROWS, OUTPUTS, COMMIT]);
         let cfs = options::column_families(names);
         let db = DB::open_cf_descriptors(&options::database(), path, cfs).map_err(|error| Error::from_rocksdb(path, error))?;
-        Ok(Self { db: Arc::new(db), path: path.to_owned() })
+        Ok(Self::on_disk(db, path))
+    }
+
+    fn on_disk(db: DB, path: &Path) -> Self {
+        Self { kv: Arc::new(Kv::Rocks(Rocks { db, path: path.to_owned() })), path: path.to_owned() }
+    }
+
+    /// An empty database in memory, for simulations: the same store above another bottom.
+    pub fn in_memory() -> Self {
+        Self { kv: Arc::new(Kv::Memory(Memory::default())), path: PathBuf::from("(memory)") }
+    }
+
+    /// Makes the next write of a database in memory fail, before anything of it is applied or after all of it was.
+    pub fn fail_next_write(&self, applied: bool) {
+        match &*self.kv {
+            Kv::Memory(memory) => memory.fail_next_write(applied),
+            Kv::Rocks(_) => {}
+        }
     }
 
     /// The last commit; `None` in a fresh database.
     pub fn last_commit(&self) -> Result<Option<Commit>, Error> {
-        let Some(bytes) = self.get(COMMIT_KEY)? else { return Ok(None) };
+        let Some(bytes) = self.kv.get(COMMIT, COMMIT_KEY)? else { return Ok(None) };
         codec::commit(&bytes).map(Some).map_err(|error| error.at(&self.path))
     }
 
@@ -94,8 +114,8 @@ impl Store {
 
     /// The entries of a table of state from a key on, in order.
     pub fn entries(&self, table: StateTable, from: &[u8]) -> impl Iterator<Item = Result<Entry, Error>> {
-        self.db.iterator_cf(self.cf(table.name()), IteratorMode::From(from, Direction::Forward)).map(move |item| {
-            let (key, value) = item.map_err(|error| self.broken(error))?;
+        self.kv.scan(table.name(), from, None).map(move |pair| {
+            let (key, value) = pair?;
             Ok(Entry { table, key: key.into_vec(), value: Some(value.into_vec()) })
         })
     }
@@ -108,43 +128,35 @@ impl Store {
         rows: impl IntoIterator<Item = &'a PlacedRow>,
         outputs: impl IntoIterator<Item = &'a Output>,
     ) -> Result<(), Error> {
-        let mut batch = WriteBatch::default();
+        let mut batch = Batch::default();
         for entry in entries {
-            let cf = self.cf(entry.table.name());
             match &entry.value {
-                Some(value) => batch.put_cf(cf, &entry.key, value),
-                None => batch.delete_cf(cf, &entry.key),
+                Some(value) => batch.put(entry.table.name(), entry.key.clone(), value.clone()),
+                None => batch.delete(entry.table.name(), entry.key.clone()),
             }
         }
-        let cf = self.cf(ROWS);
         for row in rows {
-            batch.put_cf(cf, key::row(row.row.table(), row.position, row.ordinal), codec::encode_row(&row.row));
+            batch.put(ROWS, key::row(row.row.table(), row.position, row.ordinal), codec::encode_row(&row.row));
         }
-        let cf = self.cf(OUTPUTS);
         for output in outputs {
-            batch.put_cf(cf, key::output(output.out_seq), codec::encode_output(output));
+            batch.put(OUTPUTS, key::output(output.out_seq), codec::encode_output(output));
         }
-        batch.put_cf(self.cf(COMMIT), COMMIT_KEY, codec::encode_commit(commit));
-        self.write(batch)
+        batch.put(COMMIT, COMMIT_KEY, codec::encode_commit(commit));
+        self.kv.write(batch)
     }
 
     /// The rows of a table with `after < position <= up_to`, in order of place. The view is the moment of the call: later commits and prunes do not show.
     pub fn rows(&self, table: Table, after: Position, up_to: Position) -> impl Iterator<Item = Result<PlacedRow, Error>> {
-        let from = key::after(table, after);
-        let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(key::after(table, up_to.max(after)).to_vec());
-        self.db.iterator_cf_opt(self.cf(ROWS), options, IteratorMode::From(&from, Direction::Forward)).map(|item| {
-            let (key, value) = item.map_err(|error| self.broken(error))?;
+        let until = key::after(table, up_to.max(after)).to_vec();
+        self.kv.scan(ROWS, &key::after(table, after), Some(until)).map(|pair| {
+            let (key, value) = pair?;
             codec::row(&key, &value).map_err(|error| error.at(&self.path))
         })
     }
 
     /// The outputs kept from `out_seq` on, in order.
     pub fn outputs_from(&self, out_seq: u64) -> impl Iterator<Item = Result<Output, Error>> {
-        self.db.iterator_cf(self.cf(OUTPUTS), IteratorMode::From(&key::output(out_seq), Direction::Forward)).map(|item| {
-            let (_, value) = item.map_err(|error| self.broken(error))?;
-            codec::output(&value).map_err(|error| error.at(&self.path))
-        })
+        self.kv.scan(OUTPUTS, &key::output(out_seq), None).map(|pair| codec::output(&pair?.1).map_err(|error| error.at(&self.path)))
     }
 
     /// Forgets the rows of every table up to a position, and remembers that it did.
@@ -152,17 +164,17 @@ impl Store {
         if up_to <= self.pruned()? {
             return Ok(());
         }
-        let mut batch = WriteBatch::default();
+        let mut batch = Batch::default();
         for &table in Table::ALL {
-            batch.delete_range_cf(self.cf(ROWS), key::first(table), key::after(table, up_to));
+            batch.delete_range(ROWS, key::first(table), key::after(table, up_to));
         }
-        batch.put_cf(self.cf(COMMIT), PRUNED_KEY, codec::encode_position(up_to));
-        self.write(batch)
+        batch.put(COMMIT, PRUNED_KEY, codec::encode_position(up_to));
+        self.kv.write(batch)
     }
 
     /// Up to which position rows were forgotten: whoever needs older ones must look in the archive.
     pub fn pruned(&self) -> Result<Position, Error> {
-        match self.get(PRUNED_KEY)? {
+        match self.kv.get(COMMIT, PRUNED_KEY)? {
             Some(bytes) => codec::position(&bytes).map_err(|error| error.at(&self.path)),
             None => Ok(Position::default()),
         }
@@ -170,31 +182,15 @@ impl Store {
 
     /// Forgets the outputs below `out_seq`.
     pub fn prune_outputs(&self, below: u64) -> Result<(), Error> {
-        let mut batch = WriteBatch::default();
-        batch.delete_range_cf(self.cf(OUTPUTS), key::output(0), key::output(below));
-        self.write(batch)
+        let mut batch = Batch::default();
+        batch.delete_range(OUTPUTS, key::output(0), key::output(below));
+        self.kv.write(batch)
     }
 
-    /// Bytes of its files, without the write-ahead log. Absent where RocksDB does not say.
+    /// Bytes of its files, without the write-ahead log. Absent where RocksDB does not say, and in memory.
     pub fn bytes(&self) -> Option<u64> {
-        let of = |name| self.db.property_int_value_cf(self.cf(name), rocksdb::properties::TOTAL_SST_FILES_SIZE).ok().flatten();
-        StateTable::ALL.iter().map(|table| table.name()).chain([ROWS, OUTPUTS, COMMIT]).map(of).sum()
-    }
-
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        self.db.get_cf(self.cf(COMMIT), key).map_err(|error| self.broken(error))
-    }
-
-    fn write(&self, batch: WriteBatch) -> Result<(), Error> {
-        self.db.write_opt(batch, &WriteOptions::default()).map_err(|error| self.broken(error))
-    }
-
-    fn broken(&self, error: rocksdb::Error) -> Error {
-        Error::from_rocksdb(&self.path, error)
-    }
-
-    fn cf(&self, name: &str) -> &ColumnFamily {
-        self.db.cf_handle(name).expect("open() has opened every column family by these names")
+        let Kv::Rocks(rocks) = &*self.kv else { return None };
+        StateTable::ALL.iter().map(|table| table.name()).chain([ROWS, OUTPUTS, COMMIT]).map(|name| rocks.bytes(name)).sum()
     }
 }
 

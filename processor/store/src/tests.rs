@@ -167,13 +167,42 @@ fn flip(path: &Path) {
     }
 }
 
+fn rocks(store: &Store) -> &Rocks {
+    match &*store.kv {
+        Kv::Rocks(rocks) => rocks,
+        Kv::Memory(_) => panic!("a store in memory has no files"),
+    }
+}
+
+#[test]
+fn a_store_in_memory_does_what_one_on_disk_does_and_fails_on_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, memory) = (Store::open(folder.path()).unwrap(), Store::in_memory());
+    let all = |store: &Store| {
+        let rows: Vec<_> = store.rows(Table::DeviceEvents, at(3), at(40)).map(Result::unwrap).collect();
+        let outputs: Vec<_> = store.outputs_from(7).map(Result::unwrap).collect();
+        (store.load().unwrap(), rows, outputs, store.pruned().unwrap())
+    };
+    for store in [&disk, &memory] {
+        write(store, 1..=50);
+        store.prune_rows(at(9)).unwrap();
+        store.prune_outputs(12).unwrap();
+    }
+    assert_eq!(all(&disk), all(&memory));
+    for (applied, position) in [(false, at(50)), (true, at(60))] {
+        memory.fail_next_write(applied);
+        assert!(memory.commit(&commit_at(60), &[], [], []).is_err());
+        assert_eq!(memory.last_commit().unwrap().unwrap().position, position);
+    }
+}
+
 #[test]
 fn a_flipped_byte_is_an_error_and_never_a_wrong_value() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();
     write(&store, 1..=50);
     for name in [ROWS, StateTable::Meta.name()] {
-        store.db.flush_cf(store.cf(name)).unwrap();
+        rocks(&store).db.flush_cf(rocks(&store).db.cf_handle(name).unwrap()).unwrap();
     }
     drop(store);
     flip(folder.path());
@@ -194,7 +223,9 @@ fn another_format_is_refused_by_name_and_the_error_says_which_is_newer() {
     let check = |format: u32, newer: bool| {
         let mut bytes = codec::encode_commit(&commit_at(1));
         bytes[..4].copy_from_slice(&format.to_be_bytes());
-        store.db.put_cf(store.cf(COMMIT), COMMIT_KEY, bytes).unwrap();
+        let mut batch = Batch::default();
+        batch.put(COMMIT, COMMIT_KEY, bytes);
+        store.kv.write(batch).unwrap();
         let error = store.load().expect_err("another format");
         assert_eq!((matches!(error, Error::OlderFormat { .. }), matches!(error, Error::NewerFormat { .. })), (!newer, newer), "{error}");
         let text = error.to_string();

@@ -1,0 +1,189 @@
+//! Whether a run came right, judged from outside: by the log and OUT alone, with a model that shares no code with the fold.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, ensure};
+use plimsoll_fold::{Effects, State};
+use plimsoll_processor::follow::{Admitted, Arrived, Follow, Mark};
+use plimsoll_schemas::id::{LogEpoch, Position};
+use plimsoll_schemas::row::{Row, Table, WindowRow};
+use plimsoll_store::Store;
+use serde_json::Value;
+
+use super::stream::Message;
+use super::world::World;
+use crate::oracle::Oracle;
+
+const NS_PER_S: i64 = 1_000_000_000;
+/// A lease's time to live in this simulation, ns.
+const LEASE_NS: i64 = 600 * NS_PER_S;
+
+/// Judges a run; returns how many windows were compared.
+pub fn judge(world: &World) -> Result<usize> {
+    out_is_right(world).context("OUT")?;
+    nothing_timed_out_early(world).context("time-outs")?;
+    let straight = fold_straight(world);
+    let mut windows = 0;
+    for replica in &world.replicas {
+        let process = replica.process.as_ref().context("a processor that does not run")?;
+        let (hash, summary) = straight.get(&process.folded()).with_context(|| format!("{} stands at {}", replica.name, process.folded()))?;
+        ensure!(process.state.hash() == *hash, "{} has hash {:016x}, a straight fold has {hash:016x}", replica.name, process.state.hash());
+        ensure!(process.state.summary() == *summary, "{}: {:?}, a straight fold has {summary:?}", replica.name, process.state.summary());
+        let (s, n) = (summary, summary.samples_folded + summary.samples_late + summary.samples_rejected + summary.samples_duplicate);
+        ensure!(s.samples == n, "{} samples, {n} accounted for", s.samples);
+    }
+    for replica in &world.replicas {
+        windows = windows_are_right(world, &replica.disk).with_context(|| format!("windows of {}", replica.name))?;
+    }
+    Ok(windows)
+}
+
+/// Dense, each id once, each request with one decision, decisions dense.
+fn out_is_right(world: &World) -> Result<()> {
+    let (mut ids, mut decided, mut decisions) = (BTreeSet::new(), BTreeMap::<String, u64>::new(), 0);
+    for (index, message) in world.out.all().enumerate() {
+        let event: Value = serde_json::from_slice(&message.payload)?;
+        ensure!(message.sequence == index as u64 + 1 && event["outseq"] == message.sequence, "{} holds {}", message.sequence, event["outseq"]);
+        ensure!(ids.insert(event["id"].to_string()), "{} stands twice", event["id"]);
+        if let Some(number) = event["data"]["decision_seq"].as_u64() {
+            decisions += 1;
+            ensure!(number == decisions, "decision {number} after {}", decisions - 1);
+            let id = event["data"]["request_id"].as_str().unwrap_or_default();
+            if world.requested.contains(id) {
+                *decided.entry(id.to_owned()).or_default() += 1;
+            }
+        }
+    }
+    for id in &world.requested {
+        ensure!(decided.get(id) == Some(&1), "request {id} has {:?} decisions", decided.get(id));
+    }
+    Ok(())
+}
+
+/// On the live clock (each step of log time counts for at most two seconds) no lease expires before its time.
+fn nothing_timed_out_early(world: &World) -> Result<()> {
+    let mut live = BTreeMap::new();
+    let (mut clock, mut newest) = (0, i64::MAX);
+    for message in world.log.all() {
+        if newest < message.stored_at_ns {
+            clock += (message.stored_at_ns - newest).min(2 * NS_PER_S);
+        }
+        newest = if newest == i64::MAX { message.stored_at_ns } else { newest.max(message.stored_at_ns) };
+        live.insert(message.sequence, clock);
+    }
+    let mut granted: BTreeMap<String, i64> = BTreeMap::new();
+    for message in world.out.all() {
+        let event: Value = serde_json::from_slice(&message.payload)?;
+        let id = event["id"].as_str().context("id")?;
+        let sequence: u64 = id.split('/').nth(2).context("position")?.parse()?;
+        let at = *live.get(&sequence).with_context(|| format!("{id} was caused by no record"))?;
+        let data = &event["data"];
+        if let (Some(lease), "plimsoll.place.decided.v1") = (data["lease_id"].as_str(), event["type"].as_str().unwrap_or_default()) {
+            granted.insert(lease.to_owned(), at);
+        }
+        if event["type"] == "plimsoll.lease.changed.v1" && data["state"] == "expired" {
+            let lease = data["lease_id"].as_str().context("lease_id")?;
+            let age = at - granted.get(lease).with_context(|| format!("{lease} was never granted"))?;
+            ensure!(age >= LEASE_NS, "{lease} expired after {} s", age / NS_PER_S);
+        }
+    }
+    Ok(())
+}
+
+/// One fold of the whole log without a single fault: hash and numbers after each record.
+fn fold_straight(world: &World) -> BTreeMap<u64, (u64, plimsoll_fold::Summary)> {
+    let mut state = State::new(world.cell.clone());
+    let mut follow = Follow::new(world.cell.clone(), Mark::start());
+    let mut effects = Effects::default();
+    let last = world.log.last();
+    let mut states = BTreeMap::new();
+    for Message { sequence, stored_at_ns, subject, payload } in world.log.all() {
+        let arrived = Arrived { sequence: *sequence, stored_at_ns: *stored_at_ns, subject, payload };
+        if let Ok(Admitted::Next { record, .. }) = follow.admit(arrived) {
+            state.step(&record, &mut effects);
+        }
+        effects.rows.clear();
+        effects.outputs.clear();
+        if sequence + 200 > last {
+            states.insert(*sequence, (state.hash(), state.summary()));
+        }
+    }
+    states
+}
+
+/// Sums of a window over its parts.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Sums {
+    received: i64,
+    covered_ms: i64,
+    util_percent_ms: i64,
+    memory_used_mib_ms: i64,
+    energy_mj: i64,
+    util_max: Option<i64>,
+    power_max: Option<i64>,
+}
+
+impl Sums {
+    fn add(&mut self, row: &WindowRow) {
+        let stats = &row.stats;
+        self.received += i64::from(stats.received);
+        self.covered_ms += stats.covered_ms;
+        self.util_percent_ms += stats.util_percent_ms;
+        self.memory_used_mib_ms += stats.memory_used_mib_ms;
+        self.energy_mj += stats.energy_mj;
+        self.util_max = self.util_max.max(stats.util_percent_max.map(i64::from));
+        self.power_max = self.power_max.max(stats.power_mw_max);
+    }
+}
+
+/// Every window in a store says what the raw frames say.
+fn windows_are_right(world: &World, store: &Store) -> Result<usize> {
+    let mut oracle = Oracle::default();
+    let mut newest = i64::MIN;
+    for Message { stored_at_ns, subject, payload, .. } in world.log.all() {
+        newest = newest.max(*stored_at_ns);
+        oracle.take_logged(subject, payload, newest)?;
+    }
+    let end = Position { epoch: LogEpoch(u32::MAX), sequence: u64::MAX };
+    let mut uuids = BTreeMap::new();
+    for row in store.rows(Table::Devices, Position::default(), end) {
+        if let Row::Device(device) = row?.row {
+            uuids.insert(device.device_key, device.device_uuid.to_string());
+        }
+    }
+    let mut compared = 0;
+    for (table, seconds) in [(Table::GpuWindows10s, 10), (Table::GpuWindows1m, 60)] {
+        let mut sums: BTreeMap<(String, i64), Sums> = BTreeMap::new();
+        for row in store.rows(table, Position::default(), end) {
+            let Row::Window(_, row) = row?.row else { continue };
+            let uuid = uuids.get(&row.device_key).context("a window of no device")?;
+            sums.entry((uuid.clone(), row.window_at.0 / NS_PER_S)).or_default().add(&row);
+        }
+        for ((uuid, start), found) in &sums {
+            if oracle.is_ambiguous(uuid, seconds, *start) {
+                continue;
+            }
+            let expected = oracle.window(uuid, seconds, *start).map_or_else(Sums::default, |window| Sums {
+                received: window.received,
+                covered_ms: window.covered_ms,
+                util_percent_ms: window.util_percent_ms,
+                memory_used_mib_ms: window.memory_used_mib_ms,
+                energy_mj: window.energy_mj,
+                util_max: window.util_percent_max,
+                power_max: window.power_mw_max,
+            });
+            ensure!(*found == expected, "{uuid} {seconds} s from {start}:\n stored   {found:?}\n raw log  {expected:?}");
+            compared += 1;
+        }
+        let committed = store.last_commit()?.context("a commit")?.logged_at.0 / NS_PER_S;
+        for uuid in oracle.gpus() {
+            for start in oracle.starts(uuid, seconds) {
+                // What is still open, or was not committed yet, stands nowhere.
+                if start + seconds + 300 < committed && !oracle.is_ambiguous(uuid, seconds, start) {
+                    ensure!(sums.contains_key(&(uuid.to_owned(), start)), "{uuid} {seconds} s from {start} is missing");
+                }
+            }
+        }
+    }
+    Ok(compared)
+}
