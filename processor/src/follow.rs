@@ -1,7 +1,7 @@
 //! Which record of the log comes next, and whether it still is the same log, decided without I/O.
 //!
-//! Every record is admitted exactly once and in order, or the hole is real: a consumer that lost messages on the way has to be created anew,
-//! and only a *fresh* consumer that starts behind the own position proves that records are gone from the stream.
+//! Every record is admitted exactly once and in order, or the hole is real. A consumer numbers what it delivers: where its numbers have a
+//! hole, messages were lost on the way and it has to be created anew; where they have none, a hole in the stream's sequences is real.
 
 use std::hash::Hasher;
 
@@ -41,6 +41,8 @@ impl Mark {
 pub struct Arrived<'a> {
     /// Its sequence in the stream.
     pub sequence: u64,
+    /// Its number among what the consumer has delivered, from 1.
+    pub delivered: u64,
     /// When the broker stored it, ns UTC.
     pub stored_at_ns: i64,
     /// Subject.
@@ -65,9 +67,9 @@ pub enum Admitted {
 
 /// The consumer lost messages: create it anew from the own position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("record {found} came instead of {expected}: the consumer lost some")]
+#[error("delivery {found} came instead of {expected}: the consumer lost some")]
 pub struct Lost {
-    /// The next one.
+    /// Number of the next delivery.
     pub expected: u64,
     /// What came.
     pub found: u64,
@@ -100,13 +102,14 @@ pub struct Shape {
 pub struct Follow {
     cell: CellId,
     mark: Mark,
-    fresh: bool,
+    /// Number of the consumer's last delivery.
+    delivered: u64,
 }
 
 impl Follow {
     /// A reader that goes on behind `mark`.
     pub fn new(cell: CellId, mark: Mark) -> Self {
-        Self { cell, mark, fresh: true }
+        Self { cell, mark, delivered: 0 }
     }
 
     /// Where it stands.
@@ -116,7 +119,7 @@ impl Follow {
 
     /// A consumer was created that starts right behind the mark.
     pub fn begin(&mut self) {
-        self.fresh = true;
+        self.delivered = 0;
     }
 
     /// Whether the message at the mark has to be shown to [`Follow::same_log`]: one that was trimmed cannot be.
@@ -145,16 +148,16 @@ impl Follow {
         Ok(())
     }
 
-    /// Takes what follows the own position; errors at a hole that a fresh consumer has not confirmed.
+    /// Takes what follows the own position; errors where the consumer has lost something.
     pub fn admit(&mut self, message: Arrived<'_>) -> Result<Admitted, Lost> {
+        if message.delivered > self.delivered + 1 {
+            return Err(Lost { expected: self.delivered + 1, found: message.delivered });
+        }
+        self.delivered = self.delivered.max(message.delivered);
         let expected = self.mark.position.sequence + 1;
         if message.sequence < expected {
             return Ok(Admitted::Repeated);
         }
-        if message.sequence > expected && !self.fresh {
-            return Err(Lost { expected, found: message.sequence });
-        }
-        self.fresh = false;
         self.mark.position.sequence = message.sequence;
         self.mark.logged_at = LogTime(message.stored_at_ns).max(self.mark.logged_at);
         let body = decode(&self.cell, message.subject, message.payload);
@@ -185,8 +188,8 @@ pub fn message_hash(subject: &str, payload: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
-    fn arrived(sequence: u64) -> Arrived<'static> {
-        Arrived { sequence, stored_at_ns: sequence as i64, subject: "plimsoll.c.log.tick", payload: b"{}" }
+    fn arrived(delivered: u64, sequence: u64) -> Arrived<'static> {
+        Arrived { sequence, delivered, stored_at_ns: sequence as i64, subject: "plimsoll.c.log.tick", payload: b"{}" }
     }
 
     fn follow() -> Follow {
@@ -194,14 +197,17 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_is_real_only_if_a_fresh_consumer_shows_it() {
+    fn a_hole_is_real_only_where_the_consumer_has_lost_nothing() {
         let mut follow = follow();
-        assert!(matches!(follow.admit(arrived(4)), Ok(Admitted::Next { missing: 3, .. })));
-        assert!(matches!(follow.admit(arrived(5)), Ok(Admitted::Next { missing: 0, .. })));
-        assert_eq!(follow.admit(arrived(5)), Ok(Admitted::Repeated));
-        assert_eq!(follow.admit(arrived(7)), Err(Lost { expected: 6, found: 7 }));
+        assert_eq!(follow.admit(arrived(2, 2)), Err(Lost { expected: 1, found: 2 }), "the first delivery is missing, not the first record");
+        assert!(matches!(follow.admit(arrived(1, 4)), Ok(Admitted::Next { missing: 3, .. })));
+        assert!(matches!(follow.admit(arrived(2, 5)), Ok(Admitted::Next { missing: 0, .. })));
+        assert_eq!(follow.admit(arrived(2, 5)), Ok(Admitted::Repeated));
+        assert_eq!(follow.admit(arrived(4, 7)), Err(Lost { expected: 3, found: 4 }));
+        assert!(matches!(follow.admit(arrived(3, 8)), Ok(Admitted::Next { missing: 2, .. })), "retention took two records");
         follow.begin();
-        assert!(matches!(follow.admit(arrived(7)), Ok(Admitted::Next { missing: 1, .. })));
+        assert_eq!(follow.admit(arrived(1, 8)), Ok(Admitted::Repeated));
+        assert!(matches!(follow.admit(arrived(2, 9)), Ok(Admitted::Next { missing: 0, .. })));
     }
 
     #[test]
@@ -209,7 +215,7 @@ mod tests {
         let mut follow = follow();
         let shape = |created_at_ns, first_sequence, last_sequence| Shape { created_at_ns, first_sequence, last_sequence };
         follow.same_log(&shape(77, 1, 0), None).unwrap();
-        follow.admit(arrived(1)).unwrap();
+        follow.admit(arrived(1, 1)).unwrap();
         follow.remember("s", b"one");
         assert!(follow.compares(&shape(77, 1, 3)) && !follow.compares(&shape(77, 2, 3)));
         assert_eq!(follow.same_log(&shape(77, 1, 3), Some(("s", b"one"))), Ok(()));

@@ -154,7 +154,7 @@ impl Reader {
         Ok(messages.ready_chunks(BATCH_RECORDS))
     }
 
-    /// Takes what follows the own position. Stops taking at the first hole that a fresh consumer has not confirmed.
+    /// Takes what follows the own position. Stops taking where the consumer has lost something.
     fn take(&mut self, chunk: Vec<Result<Message, MessagesError>>) -> (Batch, Option<String>) {
         let mut records = Vec::with_capacity(chunk.len());
         let mut last = None;
@@ -182,7 +182,8 @@ impl Reader {
         let info = message.info().map_err(|error| format!("a message without its place: {error}"))?;
         let sequence = info.stream_sequence;
         let stored_at_ns = i64::try_from(info.published.unix_timestamp_nanos()).unwrap_or(i64::MAX);
-        let arrived = Arrived { sequence, stored_at_ns, subject: &message.subject, payload: &message.payload };
+        let delivered = info.consumer_sequence;
+        let arrived = Arrived { sequence, delivered, stored_at_ns, subject: &message.subject, payload: &message.payload };
         match self.follow.admit(arrived).map_err(|lost| lost.to_string())? {
             Admitted::Repeated => {
                 self.metrics.log_repeated.inc();

@@ -78,7 +78,7 @@ fn nothing_timed_out_early(world: &World) -> Result<()> {
         let sequence: u64 = id.split('/').nth(2).context("position")?.parse()?;
         let at = *live.get(&sequence).with_context(|| format!("{id} was caused by no record"))?;
         let data = &event["data"];
-        if let (Some(lease), "plimsoll.place.decided.v1") = (data["lease_id"].as_str(), event["type"].as_str().unwrap_or_default()) {
+        if let (Some(lease), "plimsoll.place.decided.v1") = (data["lease"]["lease_id"].as_str(), event["type"].as_str().unwrap_or_default()) {
             granted.insert(lease.to_owned(), at);
         }
         if event["type"] == "plimsoll.lease.changed.v1" && data["state"] == "expired" {
@@ -97,8 +97,8 @@ fn fold_straight(world: &World) -> BTreeMap<u64, (u64, plimsoll_fold::Summary)> 
     let mut effects = Effects::default();
     let last = world.log.last();
     let mut states = BTreeMap::new();
-    for Message { sequence, stored_at_ns, subject, payload } in world.log.all() {
-        let arrived = Arrived { sequence: *sequence, stored_at_ns: *stored_at_ns, subject, payload };
+    for (delivered, Message { sequence, stored_at_ns, subject, payload }) in (1..).zip(world.log.all()) {
+        let arrived = Arrived { sequence: *sequence, delivered, stored_at_ns: *stored_at_ns, subject, payload };
         if let Ok(Admitted::Next { record, .. }) = follow.admit(arrived) {
             state.step(&record, &mut effects);
         }

@@ -51,9 +51,10 @@ pub struct Process {
     chain: Chain,
     role: Role,
     checks: Checks,
-    /// Next sequence its consumer delivers; absent = none was created.
-    consumer: Option<u64>,
-    inbox: VecDeque<Message>,
+    /// Next sequence its consumer delivers, and how many it has delivered; absent = none was created.
+    consumer: Option<(u64, u64)>,
+    /// Messages with their number among the deliveries.
+    inbox: VecDeque<(u64, Message)>,
     asked: VecDeque<Do>,
     answers: VecDeque<Answer>,
     said: VecDeque<Check>,
@@ -151,7 +152,7 @@ impl Process {
         self.follow.same_log(&shape, message).map_err(|replaced| anyhow::anyhow!("{replaced:?}"))?;
         self.follow.begin();
         self.inbox.clear();
-        self.consumer = Some(sequence + 1);
+        self.consumer = Some((sequence + 1, 0));
         Ok(())
     }
 
@@ -166,22 +167,24 @@ impl Process {
         self.consumer.is_some()
     }
 
-    /// The consumer delivers; `skip` = it loses so many first, `again` = it delivers so many a second time.
-    pub fn deliver(&mut self, log: &Stream, skip: u64, again: u64) {
-        let Some(next) = self.consumer else { return };
-        let from = (next + skip).saturating_sub(again).max(1);
-        self.inbox.extend(log.from(from, PULL).cloned());
-        if let Some(last) = self.inbox.back() {
-            self.consumer = Some(next.max(last.sequence + 1));
+    /// The consumer delivers; the first `skip` of it are lost on the way, the last `again` before it come a second time.
+    pub fn deliver(&mut self, log: &Stream, skip: usize, again: usize) {
+        let Some((next, delivered)) = self.consumer else { return };
+        let repeated: Vec<_> = self.inbox.iter().rev().take(again).rev().cloned().collect();
+        let fresh: Vec<_> = (delivered + 1..).zip(log.from(next, PULL).cloned()).collect();
+        if let Some((number, last)) = fresh.last() {
+            self.consumer = Some((last.sequence + 1, *number));
         }
+        self.inbox.extend(repeated);
+        self.inbox.extend(fresh.into_iter().skip(skip));
     }
 
     /// Folds at most `count` of the messages delivered. `false` = the consumer lost some, so another one is needed.
     pub fn fold(&mut self, count: usize) -> Result<bool> {
         for _ in 0..count {
-            let Some(message) = self.inbox.pop_front() else { break };
+            let Some((delivered, message)) = self.inbox.pop_front() else { break };
             let arrived =
-                Arrived { sequence: message.sequence, stored_at_ns: message.stored_at_ns, subject: &message.subject, payload: &message.payload };
+                Arrived { sequence: message.sequence, delivered, stored_at_ns: message.stored_at_ns, subject: &message.subject, payload: &message.payload };
             match self.follow.admit(arrived) {
                 Err(_) => return Ok(false),
                 Ok(Admitted::Repeated) => {}
@@ -254,9 +257,9 @@ impl Process {
         }
     }
 
-    /// How much is on its way to OUT.
-    pub fn asked(&self) -> usize {
-        self.asked.len()
+    /// How much is on its way to OUT and back.
+    pub fn owed(&self) -> usize {
+        self.asked.len() + self.answers.len()
     }
 
     /// The broker takes the next question. `lost` = it never arrives; `unanswered` = it is done and the answer is lost.
@@ -303,7 +306,7 @@ impl Process {
 
     /// The last sequence folded or waiting to be.
     pub fn given(&self) -> u64 {
-        self.inbox.back().map_or(0, |message| message.sequence).max(self.folded())
+        self.inbox.iter().map(|(_, message)| message.sequence).max().unwrap_or(0).max(self.folded())
     }
 
     /// Number of the last output made.
