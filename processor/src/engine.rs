@@ -288,7 +288,7 @@ impl Engine {
                     self.notice_sealed(Sealed { version, position }, record.position);
                 }
             }
-            Body::Frame(_) | Body::Inventory(_) | Body::Event(_) | Body::Request(..) | Body::Refused(_) => {}
+            Body::Frame(_) | Body::Inventory(_) | Body::Event(_) | Body::Request(..) | Body::Epoch(_) | Body::Refused(_) => {}
         }
         Ok(())
     }

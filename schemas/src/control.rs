@@ -1,10 +1,11 @@
-//! What changes how the log is folded (`log.control`), and the beats that keep it moving (`log.tick`, `log.check`). JSON.
+//! What changes how the log is folded (`log.control`, `log.epoch`), and the beats that keep it moving (`log.tick`, `log.check`). JSON.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::alert::Rule;
-use crate::id::{GpuUuid, HostId, Position};
+use crate::id::{GpuUuid, HostId, LogEpoch, Position};
+use crate::out::CloudEvent;
 use crate::settings::Settings;
 
 /// One control record.
@@ -66,6 +67,23 @@ pub enum Control {
         /// Version of the logic.
         version: u32,
     },
+}
+
+/// The log was replaced: where every replica goes on, from one state and under a new log epoch (`log.epoch`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NewEpoch {
+    /// Number of the new log epoch.
+    pub epoch: LogEpoch,
+    /// Position of the state to go on from, in the epoch before.
+    pub base: Position,
+    /// Rolling hash of that state, hexadecimal.
+    pub base_hash: String,
+    /// Folding goes on behind this sequence of the new log; what was counted before is recognised by its host's own numbers.
+    pub after: u64,
+    /// Last output that stands in OUT: the next one follows it.
+    pub out_seq: u64,
+    /// Decisions and changes of leases that stand in OUT and that the state has not made: they hold.
+    pub adopted: Vec<CloudEvent>,
 }
 
 /// What to cordon: a host, or one GPU.

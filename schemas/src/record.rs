@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 
-use crate::control::{Check, Control, Tick};
+use crate::control::{Check, Control, NewEpoch, Tick};
 use crate::frame::{BYTES_MAX, Frame, RAW_BYTES_MAX, cut};
 use crate::id::{CellId, HostId, Position, TenantId};
 use crate::inventory::{self, HostEvent, Inventory};
@@ -39,6 +39,8 @@ pub enum Body {
     Tick(Tick),
     /// A replica's hash.
     Check(Check),
+    /// A new log epoch begins.
+    Epoch(Box<NewEpoch>),
     /// Nobody can read it.
     Refused(Refused),
 }
@@ -97,6 +99,7 @@ fn read(subject: &LogSubject, payload: &[u8]) -> Result<Body, (Reason, String)> 
         LogSubject::Control => Ok(Body::Control(Box::new(json(payload)?))),
         LogSubject::Tick => Ok(Body::Tick(json(payload)?)),
         LogSubject::Check => Ok(Body::Check(json(payload)?)),
+        LogSubject::Epoch => Ok(Body::Epoch(Box::new(json(payload)?))),
     }
 }
 
@@ -137,7 +140,7 @@ fn refused(subject: Option<&LogSubject>, source: String, reason: Reason, detail:
     let (host, tenant) = match subject {
         Some(LogSubject::Sample(host) | LogSubject::Inventory(host) | LogSubject::Event(host)) => (Some(host.clone()), None),
         Some(LogSubject::Request(tenant)) => (None, Some(tenant.clone())),
-        Some(LogSubject::Control | LogSubject::Tick | LogSubject::Check) | None => (None, None),
+        Some(LogSubject::Control | LogSubject::Tick | LogSubject::Check | LogSubject::Epoch) | None => (None, None),
     };
     Body::Refused(Refused { host, tenant, source, reason, detail })
 }

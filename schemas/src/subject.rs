@@ -25,6 +25,8 @@ pub enum LogSubject {
     Tick,
     /// (position, state hash) of a replica: JSON.
     Check,
+    /// Where everybody goes on in a log that was replaced: JSON.
+    Epoch,
 }
 
 impl LogSubject {
@@ -38,6 +40,7 @@ impl LogSubject {
             Self::Control => "control".to_owned(),
             Self::Tick => "tick".to_owned(),
             Self::Check => "check".to_owned(),
+            Self::Epoch => "epoch".to_owned(),
         };
         format!("{ROOT}.{cell}.log.{tail}")
     }
@@ -61,6 +64,7 @@ impl LogSubject {
             ("control", None) => Some(Self::Control),
             ("tick", None) => Some(Self::Tick),
             ("check", None) => Some(Self::Check),
+            ("epoch", None) => Some(Self::Epoch),
             _ => None,
         }
     }
@@ -178,6 +182,7 @@ impl fmt::Display for LogSubject {
             Self::Control => f.write_str("control"),
             Self::Tick => f.write_str("tick"),
             Self::Check => f.write_str("check"),
+            Self::Epoch => f.write_str("epoch"),
         }
     }
 }
@@ -199,6 +204,7 @@ mod tests {
             LogSubject::Control,
             LogSubject::Tick,
             LogSubject::Check,
+            LogSubject::Epoch,
         ] {
             assert_eq!(LogSubject::parse(&cell, &subject.to_subject(&cell)), Some(subject));
         }

@@ -37,6 +37,8 @@ pub(crate) struct Emit<'a> {
     chain: Chain,
     hasher: SipHasher24,
     scratch: Vec<u8>,
+    /// Rows only: what is folded stands in OUT already.
+    silent: bool,
 }
 
 impl<'a> Emit<'a> {
@@ -46,7 +48,12 @@ impl<'a> Emit<'a> {
         hasher.write_u32(position.epoch.0);
         hasher.write_u64(position.sequence);
         hasher.write_i64(logged_at.0);
-        Self { cell, effects, position, logged_at, row_ordinal: 0, out_ordinal: 0, chain, hasher, scratch: Vec::new() }
+        Self { cell, effects, position, logged_at, row_ordinal: 0, out_ordinal: 0, chain, hasher, scratch: Vec::new(), silent: false }
+    }
+
+    /// Makes no outputs.
+    pub fn silent(self) -> Self {
+        Self { silent: true, ..self }
     }
 
     /// The record's place.
@@ -91,6 +98,9 @@ impl<'a> Emit<'a> {
 
     /// Appends an output under the next number.
     pub fn out(&mut self, to: &OutSubject, data: Payload) {
+        if self.silent {
+            return;
+        }
         self.chain.out_seq += 1;
         let output = Output::new(self.cell, self.chain.out_seq, self.position, self.out_ordinal, self.logged_at, to, data);
         self.out_ordinal += 1;

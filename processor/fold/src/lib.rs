@@ -30,6 +30,7 @@ mod alerts;
 pub mod placement;
 mod leases;
 mod requests;
+pub mod epoch;
 pub mod cluster;
 mod step;
 pub mod durable;

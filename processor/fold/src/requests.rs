@@ -35,6 +35,8 @@ const REMEMBERED_MS: i64 = 86_400_000;
 const TENANTS_MAX: usize = 10_000;
 /// Key of the hash that tells whether a repeated request is the same.
 const DIGEST_KEY: &[u8; 16] = b"plimsoll-request";
+/// Stands for the content of a request that was decided in a log that is gone: whatever comes again under its id is that request.
+const DIGEST_ADOPTED: u64 = 0;
 
 /// A request that was seen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,11 +75,26 @@ impl Requests {
         hasher.write(&serde_json::to_vec(request).expect("requests are plain data with string keys"));
         let digest = hasher.finish();
         if let Some(known) = self.by_id.get(tenant).and_then(|ids| ids.get(request.request_id())) {
-            return if self.by_number.get(known).is_some_and(|seen| seen.digest == digest) { Novelty::Repeated } else { Novelty::Reused };
+            return if self.by_number.get(known).is_some_and(|seen| seen.digest == digest || seen.digest == DIGEST_ADOPTED) {
+                Novelty::Repeated
+            } else {
+                Novelty::Reused
+            };
         }
         self.insert(number, Seen { tenant: tenant.clone(), request_id: request.request_id().to_owned(), digest, at });
         self.dirty.push(number);
         Novelty::New
+    }
+
+    /// Remembers a request of which only the answer is known.
+    pub fn adopt(&mut self, tenant: &TenantId, request_id: &str, number: u64, at: LogTime) {
+        self.insert(number, Seen { tenant: tenant.clone(), request_id: request_id.to_owned(), digest: DIGEST_ADOPTED, at });
+        self.dirty.push(number);
+    }
+
+    /// Whether a request was seen.
+    pub fn knows(&self, tenant: &TenantId, request_id: &str) -> bool {
+        self.by_id.get(tenant).is_some_and(|ids| ids.contains_key(request_id))
     }
 
     fn forget(&mut self, now: LogTime) {

@@ -36,6 +36,21 @@ pub fn place(key: &[u8]) -> Option<(Position, u32)> {
     Some((Position { epoch, sequence }, u32::from_be_bytes(key[13..].try_into().ok()?)))
 }
 
+/// The key of a commit's mark: `mark` and its position. Behind every word that is a key beside it.
+pub fn mark(position: Position) -> [u8; 17] {
+    let mut key = *b"~mark............";
+    key[5..9].copy_from_slice(&position.epoch.0.to_be_bytes());
+    key[9..].copy_from_slice(&position.sequence.to_be_bytes());
+    key
+}
+
+/// The position in a mark's key; `None` if it is not one.
+pub fn marked(key: &[u8]) -> Option<Position> {
+    let key: &[u8; 17] = key.try_into().ok()?;
+    let epoch = LogEpoch(u32::from_be_bytes(key[5..9].try_into().ok()?));
+    Some(Position { epoch, sequence: u64::from_be_bytes(key[9..].try_into().ok()?) })
+}
+
 /// The key of an output.
 pub fn output(out_seq: u64) -> [u8; 8] {
     out_seq.to_be_bytes()

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use plimsoll_fold::durable::{Entry, StateTable};
-use plimsoll_schemas::id::Position;
+use plimsoll_schemas::id::{LogEpoch, Position};
 use plimsoll_schemas::out::Output;
 use plimsoll_schemas::row::{PlacedRow, Table};
 use plimsoll_schemas::time::LogTime;
@@ -33,6 +33,8 @@ const OUTPUTS: &str = "outputs";
 const COMMIT: &str = "commit";
 const COMMIT_KEY: &[u8] = b"commit";
 const PRUNED_KEY: &[u8] = b"pruned";
+/// Marks of commits this many sequences old are forgotten.
+const MARKS_KEPT: u64 = 1_000_000;
 
 /// What a commit says about itself: where the state stands and how to recognise the log it was folded from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,7 +144,21 @@ impl Store {
             batch.put(OUTPUTS, key::output(output.out_seq), codec::encode_output(output));
         }
         batch.put(COMMIT, COMMIT_KEY, codec::encode_commit(commit));
+        let Position { epoch, sequence } = commit.position;
+        batch.put(COMMIT, key::mark(commit.position), commit.message_hash.to_be_bytes().to_vec());
+        let oldest = Position { epoch, sequence: sequence.saturating_sub(MARKS_KEPT) };
+        batch.delete_range(COMMIT, key::mark(Position::default()), key::mark(oldest));
         self.kv.write(batch)
+    }
+
+    /// Positions of the commits of a log epoch, oldest first, each with the hash of the message there: how far another log is still the same.
+    pub fn marks(&self, epoch: LogEpoch) -> impl Iterator<Item = Result<(Position, u64), Error>> {
+        let until = key::mark(Position { epoch: LogEpoch(epoch.0.saturating_add(1)), sequence: 0 }).to_vec();
+        self.kv.scan(COMMIT, &key::mark(Position { epoch, sequence: 0 }), Some(until)).map(|pair| {
+            let (key, value) = pair?;
+            let read = || Some((key::marked(&key)?, u64::from_be_bytes(value[..].try_into().ok()?)));
+            read().ok_or_else(|| Error::Damaged { path: self.path.clone(), detail: "a commit's mark has a wrong length".to_owned() })
+        })
     }
 
     /// The rows of a table with `after < position <= up_to`, in order of place. The view is the moment of the call: later commits and prunes do not show.

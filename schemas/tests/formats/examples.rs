@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use plimsoll_schemas::alert::{Limit, Rule, Scope, Severity, Signal};
-use plimsoll_schemas::control::{Check, Control, Cordon, Tick};
+use plimsoll_schemas::control::{Check, Control, Cordon, NewEpoch, Tick};
 use plimsoll_schemas::ctl::{Class, Ctl, Repair};
 use plimsoll_schemas::frame::{self, Frame, Rejected};
 use plimsoll_schemas::id::{CellId, DeviceKey, GpuUuid, HostId, LogEpoch, Position, Slot, TenantId};
@@ -219,6 +219,7 @@ pub fn log_messages() -> Vec<LogExample> {
             LogSubject::Check,
             Body::Check(Check { replica: "p-1".to_owned(), position: position(), hash: "00ff00ff00ff00ff".to_owned(), logic: 1 }),
         ),
+        ("epoch", LogSubject::Epoch, Body::Epoch(Box::new(new_epoch()))),
     ]
     .into_iter()
     .map(|(name, subject, body)| LogExample { name, subject, body })
@@ -235,6 +236,18 @@ pub fn ctl_messages() -> Vec<(&'static str, Ctl)> {
     vec![("repair", Ctl::Repair(repair))]
 }
 
+fn new_epoch() -> NewEpoch {
+    let adopted = outputs().into_iter().filter(|example| matches!(example.payload, Payload::Decided(_) | Payload::Lease(_)));
+    NewEpoch {
+        epoch: LogEpoch(2),
+        base: position(),
+        base_hash: "00ff00ff00ff00ff".to_owned(),
+        after: 17,
+        out_seq: 8,
+        adopted: adopted.map(|example| serde_json::from_slice(&example.output.bytes).expect("an output is an event")).collect(),
+    }
+}
+
 /// The bytes of a message of the LOG as its sender makes them.
 pub fn to_bytes(body: &Body) -> Vec<u8> {
     let json = match body {
@@ -245,6 +258,7 @@ pub fn to_bytes(body: &Body) -> Vec<u8> {
         Body::Control(control) => serde_json::to_vec(control),
         Body::Tick(tick) => serde_json::to_vec(tick),
         Body::Check(check) => serde_json::to_vec(check),
+        Body::Epoch(epoch) => serde_json::to_vec(epoch),
         Body::Refused(refused) => panic!("nobody sends a refusal: {refused:?}"),
     };
     json.expect("plain structs serialise")
@@ -260,6 +274,7 @@ pub fn schema_of(subject: &LogSubject) -> Option<&'static str> {
         LogSubject::Control => Some("control"),
         LogSubject::Tick => Some("tick"),
         LogSubject::Check => Some("check"),
+        LogSubject::Epoch => Some("epoch"),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use plimsoll_schemas::control::{Check, Control, Tick};
+use plimsoll_schemas::control::{Check, Control, NewEpoch, Tick};
 use plimsoll_schemas::ctl::Ctl;
 use plimsoll_schemas::inventory::{HostEvent, Inventory};
 use plimsoll_schemas::out::{
@@ -85,6 +85,7 @@ fn schemas() -> BTreeMap<String, Value> {
         ("tick".to_owned(), schema_for::<Tick>("tick")),
         ("check".to_owned(), schema_for::<Check>("check")),
         ("ctl".to_owned(), schema_for::<Ctl>("ctl")),
+        ("epoch".to_owned(), schema_for::<NewEpoch>("epoch")),
         ("cloudevent".to_owned(), schema_for::<CloudEvent>("cloudevent")),
     ]);
     for example in outputs() {

@@ -183,8 +183,13 @@ impl Process {
     pub fn fold(&mut self, count: usize) -> Result<bool> {
         for _ in 0..count {
             let Some((delivered, message)) = self.inbox.pop_front() else { break };
-            let arrived =
-                Arrived { sequence: message.sequence, delivered, stored_at_ns: message.stored_at_ns, subject: &message.subject, payload: &message.payload };
+            let arrived = Arrived {
+                sequence: message.sequence,
+                delivered,
+                stored_at_ns: message.stored_at_ns,
+                subject: &message.subject,
+                payload: &message.payload,
+            };
             match self.follow.admit(arrived) {
                 Err(_) => return Ok(false),
                 Ok(Admitted::Repeated) => {}

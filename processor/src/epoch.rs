@@ -1,0 +1,248 @@
+//! The log was replaced: recreated, restored from an old copy, or its sequences were given to other messages. Nobody decides anything until
+//! one record of the new log says where everybody goes on.
+//!
+//! The record names a state (the last commit of the replica that wrote it, which stands in the archive as a checkpoint), how far the new
+//! log is still the one that was folded, and the decisions in OUT that this state has not made. It is appended by compare-and-set, so there
+//! is one per replacement. Records behind that place are folded under the new epoch; what was counted before is recognised by its host's
+//! numbers and its request's id.
+
+use std::time::Duration;
+
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use plimsoll_archive::{Archive, Checkpoints};
+use plimsoll_fold::{Effects, LOGIC, State};
+use plimsoll_schemas::control::NewEpoch;
+use plimsoll_schemas::id::{LogEpoch, Position};
+use plimsoll_schemas::out::{CloudEvent, Payload};
+use plimsoll_schemas::record::{Body, decode};
+use plimsoll_schemas::subject::LogSubject;
+use plimsoll_store::Commit;
+
+use crate::checkpoint;
+use crate::checks::written;
+use crate::config::Config;
+use crate::error::Error;
+use crate::follow::{Mark, message_hash};
+use crate::restore::{self, Restored};
+use crate::role::SILENCE;
+use crate::streams::Streams;
+
+/// How often to look whether somebody else has said where to go on.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Finds out how far another log is still the same, asking about few places: what is the same at one place is the same before it.
+#[derive(Debug)]
+pub struct Bisect {
+    marks: Vec<(Position, u64)>,
+    /// The first so many are the same.
+    same: usize,
+    /// From here on they are not.
+    other: usize,
+}
+
+impl Bisect {
+    /// Over the marks of the commits, oldest first; those behind the new log's end are not asked about.
+    pub fn new(marks: Vec<(Position, u64)>, last_sequence: u64) -> Self {
+        let other = marks.partition_point(|(position, _)| position.sequence <= last_sequence);
+        Self { marks, same: 0, other }
+    }
+
+    /// The sequence to look at next.
+    pub fn ask(&self) -> Option<u64> {
+        (self.same < self.other).then(|| self.marks[self.middle()].0.sequence)
+    }
+
+    /// What was found there: subject and payload, if anything.
+    pub fn tell(&mut self, message: Option<(&str, &[u8])>) {
+        let middle = self.middle();
+        let same = message.is_some_and(|(subject, payload)| message_hash(subject, payload) == self.marks[middle].1);
+        if same { self.same = middle + 1 } else { self.other = middle }
+    }
+
+    /// Up to where the log is the same.
+    pub fn same_up_to(&self) -> Option<u64> {
+        Some(self.marks[self.same.checked_sub(1)?].0.sequence)
+    }
+
+    fn middle(&self) -> usize {
+        (self.same + self.other) / 2
+    }
+}
+
+/// What to say in the new log: go on from this state, behind `after`, with what stands in OUT.
+pub fn proposal(state: &State, after: u64, out_seq: u64, standing: Vec<CloudEvent>) -> NewEpoch {
+    let adopted = standing.into_iter().filter(|event| matches!(event.data, Payload::Decided(_) | Payload::Distributed(_) | Payload::Lease(_)));
+    NewEpoch {
+        epoch: LogEpoch(state.position().epoch.0 + 1),
+        base: state.position(),
+        base_hash: written(state.hash()),
+        after,
+        out_seq,
+        adopted: adopted.collect(),
+    }
+}
+
+/// Goes on in a log that was replaced. `leads` = this replica was the active one; another waits a little for the active one's word first.
+pub async fn settle(config: &Config, streams: &Streams, restored: Restored, leads: bool) -> Result<Restored, Error> {
+    let mut waited = if leads { SILENCE } else { Duration::ZERO };
+    let mut restored = restored;
+    loop {
+        let (newest, sequence) = newest(config, streams).await?;
+        if let Some(new) = newest.filter(|new| new.epoch > restored.mark.position.epoch) {
+            return begin(config, streams, restored, &new).await;
+        }
+        if waited >= SILENCE {
+            restored = propose(config, streams, restored, sequence).await?;
+        }
+        tokio::time::sleep(LOOK).await;
+        waited += LOOK;
+    }
+}
+
+/// The newest word about where to go on, and the sequence it stands at (0 = there is none).
+async fn newest(config: &Config, streams: &Streams) -> Result<(Option<NewEpoch>, u64), Error> {
+    let subject = LogSubject::Epoch.to_subject(&config.cell);
+    match streams.log.get_last_raw_message_by_subject(&subject).await {
+        Ok(message) => match decode(&config.cell, &message.subject, &message.payload) {
+            Body::Epoch(new) => Ok((Some(*new), message.sequence)),
+            _ => Ok((None, message.sequence)),
+        },
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok((None, 0)),
+        Err(error) => Err(failed(streams, "reading its newest epoch", error.to_string())),
+    }
+}
+
+/// Says where to go on: from the own last commit. Whether it was first, the next look shows.
+async fn propose(config: &Config, streams: &Streams, restored: Restored, newest: u64) -> Result<Restored, Error> {
+    let archive = restore::archive(config)?;
+    checkpoint::take(&archive, &restored.store, &config.state_path(), &config.cell, &config.replica()).await.map_err(Error::Checkpoint)?;
+    let after = same_up_to(streams, &restored).await?;
+    let (out_seq, standing) = standing(streams, restored.state.summary().out_seq).await?;
+    let new = proposal(&restored.state, after, out_seq, standing);
+    tracing::error!(epoch = new.epoch.0, base = %new.base, after, adopted = new.adopted.len(), "the log was replaced: everybody goes on from this state");
+    let payload = serde_json::to_vec(&new).expect("an epoch is plain data");
+    let message = PublishMessage::build().payload(payload.into()).expected_last_subject_sequence(newest);
+    let published = async { streams.context.send_publish(LogSubject::Epoch.to_subject(&config.cell), message).await?.await };
+    if let Err(error) = published.await {
+        tracing::warn!(%error, "another replica was first, or the broker is away");
+    }
+    Ok(restored)
+}
+
+/// Up to where the new log is the one that was folded.
+async fn same_up_to(streams: &Streams, restored: &Restored) -> Result<u64, Error> {
+    let info = streams.log.get_info().await.map_err(|error| failed(streams, "asking for it", error.to_string()))?;
+    let created_at_ns = i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or(i64::MAX);
+    let first = info.state.first_sequence.max(1);
+    if created_at_ns != restored.mark.created_at_ns {
+        return Ok(first - 1);
+    }
+    let marks = restored.store.marks(restored.mark.position.epoch).collect::<Result<Vec<_>, _>>()?;
+    let mut bisect = Bisect::new(marks, info.state.last_sequence);
+    while let Some(sequence) = bisect.ask() {
+        match streams.log.get_raw_message(sequence).await {
+            Ok(message) => bisect.tell(Some((&message.subject, &message.payload))),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => bisect.tell(None),
+            Err(error) => return Err(failed(streams, "comparing it", error.to_string())),
+        }
+    }
+    Ok(bisect.same_up_to().unwrap_or(0).max(first - 1))
+}
+
+/// Where OUT ends, and every event in it behind `known`.
+async fn standing(streams: &Streams, known: u64) -> Result<(u64, Vec<CloudEvent>), Error> {
+    let name = || streams.out.cached_info().config.name.clone();
+    let failed = |what, detail: String| Error::Stream { stream: name(), what, detail };
+    let last = streams.out.get_info().await.map_err(|error| failed("asking for it", error.to_string()))?.state.last_sequence;
+    let mut events = Vec::new();
+    for sequence in known + 1..=last {
+        let message = streams.out.get_raw_message(sequence).await.map_err(|error| failed("reading what stands there", error.to_string()))?;
+        events.push(serde_json::from_slice(&message.payload).map_err(|error| failed("reading an event", format!("{sequence}: {error}")))?);
+    }
+    Ok((last.max(known), events))
+}
+
+/// Goes on where the record says, from the own state if it is the one, else from its checkpoint.
+async fn begin(config: &Config, streams: &Streams, restored: Restored, new: &NewEpoch) -> Result<Restored, Error> {
+    let own = (restored.state.position(), written(restored.state.hash()));
+    let restored = if own == (new.base, new.base_hash.clone()) { restored } else { base(config, restored, new).await? };
+    if restored.mark.position.epoch >= new.epoch {
+        return Ok(restored);
+    }
+    let info = streams.log.get_info().await.map_err(|error| failed(streams, "asking for it", error.to_string()))?;
+    let at_mark = match streams.log.get_raw_message(new.after).await {
+        Ok(message) => message_hash(&message.subject, &message.payload),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => 0,
+        Err(error) => return Err(failed(streams, "reading where the epoch begins", error.to_string())),
+    };
+    let mark = Mark {
+        position: Position { epoch: new.epoch, sequence: new.after },
+        created_at_ns: i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or(i64::MAX),
+        message_hash: at_mark,
+        logged_at: restored.mark.logged_at,
+    };
+    tracing::warn!(epoch = new.epoch.0, base = %new.base, after = new.after, "going on in the new log");
+    let new = new.clone();
+    restore::blocking(move || enter(restored, mark, &new)).await
+}
+
+/// The state that the record names, from its checkpoint; or a newer one that has gone on from there.
+async fn base(config: &Config, own: Restored, new: &NewEpoch) -> Result<Restored, Error> {
+    let archive: Archive = restore::archive(config)?;
+    let positions = checkpoint::list(&archive).await.map_err(Error::Checkpoint)?;
+    let fits = |position: &&Position| **position == new.base || position.epoch >= new.epoch;
+    let position = *positions.iter().find(fits).ok_or(Error::NoBase { epoch: new.epoch.0, base: new.base, archive: config.archive_url() })?;
+    let found = Checkpoints::of(&archive).read(position).await.map_err(|error| Error::Checkpoint(error.into()))?;
+    let into = checkpoint::beside(&config.state_path(), ".restoring");
+    checkpoint::remove(&into).map_err(Error::Checkpoint)?;
+    checkpoint::load(&archive, &found, &into).await.map_err(Error::Checkpoint)?;
+    restore::take_over(config, own, &found, into).await
+}
+
+/// Begins the epoch in the state and commits that.
+fn enter(restored: Restored, mark: Mark, new: &NewEpoch) -> Result<Restored, Error> {
+    let Restored { store, mut state, commit, .. } = restored;
+    let mut effects = Effects::default();
+    state.begin_epoch(new, &mut effects)?;
+    let summary = state.summary();
+    let commit = Commit {
+        logic: LOGIC,
+        position: mark.position,
+        log_created_at_ns: mark.created_at_ns,
+        message_hash: mark.message_hash,
+        logged_at: mark.logged_at,
+        hash: state.hash(),
+        out_seq: summary.out_seq,
+        decision_seq: summary.decision_seq,
+        sealed: commit.and_then(|commit| commit.sealed),
+    };
+    store.commit(&commit, &state.take_dirty(), &effects.rows, [])?;
+    Ok(Restored { store, state, mark, commit: Some(commit) })
+}
+
+fn failed(streams: &Streams, what: &'static str, detail: String) -> Error {
+    Error::Stream { stream: streams.log.cached_info().config.name.clone(), what, detail }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_questions_find_where_two_logs_part() {
+        let marks: Vec<_> = (1..=1_000u64).map(|n| (Position { epoch: LogEpoch(0), sequence: n * 10 }, message_hash("s", &n.to_be_bytes()))).collect();
+        for (parts, last) in [(0, 9_000), (1, 9_000), (777, 9_000), (1_000, 20_000), (1_000, 5_000)] {
+            let mut bisect = Bisect::new(marks.clone(), last);
+            let mut questions = 0;
+            while let Some(sequence) = bisect.ask() {
+                let n = sequence / 10;
+                bisect.tell((n <= parts).then_some(("s", &n.to_be_bytes()[..])));
+                questions += 1;
+            }
+            let same = parts.min(last / 10);
+            assert_eq!(bisect.same_up_to(), (same > 0).then_some(same * 10), "{parts} {last}");
+            assert!(questions <= 11, "{questions}");
+        }
+    }
+}
