@@ -155,7 +155,7 @@ async fn read_log(stream: &mut async_nats::jetstream::stream::Stream) -> BTreeMa
                     (from_sequence..=to_sequence).for_each(|sequence| assert!(told.gone.insert(sequence), "{sequence} is lost twice"));
                 }
             }
-            body @ (Body::Request(..) | Body::Control(_) | Body::Tick(_) | Body::Check(_) | Body::Refused(_)) => {
+            body @ (Body::Request(..) | Body::Control(_) | Body::Tick(_) | Body::Check(_) | Body::Epoch(_) | Body::Refused(_)) => {
                 panic!("{} carries {body:?}", message.subject)
             }
         }

@@ -192,7 +192,7 @@ async fn base(config: &Config, own: Restored, new: &NewEpoch) -> Result<Restored
     let archive: Archive = restore::archive(config)?;
     let positions = checkpoint::list(&archive).await.map_err(Error::Checkpoint)?;
     let fits = |position: &&Position| **position == new.base || position.epoch >= new.epoch;
-    let position = *positions.iter().find(fits).ok_or(Error::NoBase { epoch: new.epoch.0, base: new.base, archive: config.archive_url() })?;
+    let position = *positions.iter().find(fits).ok_or(Error::NoEpochBase { epoch: new.epoch.0, base: new.base, archive: config.archive_url() })?;
     let found = Checkpoints::of(&archive).read(position).await.map_err(|error| Error::Checkpoint(error.into()))?;
     let into = checkpoint::beside(&config.state_path(), ".restoring");
     checkpoint::remove(&into).map_err(Error::Checkpoint)?;
@@ -231,7 +231,8 @@ mod tests {
 
     #[test]
     fn few_questions_find_where_two_logs_part() {
-        let marks: Vec<_> = (1..=1_000u64).map(|n| (Position { epoch: LogEpoch(0), sequence: n * 10 }, message_hash("s", &n.to_be_bytes()))).collect();
+        let marks: Vec<_> =
+            (1..=1_000u64).map(|n| (Position { epoch: LogEpoch(0), sequence: n * 10 }, message_hash("s", &n.to_be_bytes()))).collect();
         for (parts, last) in [(0, 9_000), (1, 9_000), (777, 9_000), (1_000, 20_000), (1_000, 5_000)] {
             let mut bisect = Bisect::new(marks.clone(), last);
             let mut questions = 0;

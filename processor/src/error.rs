@@ -52,10 +52,7 @@ pub enum Error {
         wanted: String,
     },
     /// The LOG is not the one that was folded.
-    #[error(
-        "the log {stream} is not the one this state was folded from: {what} is {found}, expected {expected}; \
-         restore that log, or move the data folder and the archive away to start anew"
-    )]
+    #[error("the log {stream} is not the one this state was folded from: {what} is {found}, expected {expected}")]
     LogReplaced {
         /// Which stream.
         stream: String,
@@ -66,6 +63,22 @@ pub enum Error {
         /// What the commit says.
         expected: String,
     },
+    /// The state with which a new log epoch begins is not there.
+    #[error(
+        "log epoch {epoch} begins with the state at {base}, and {archive} has neither its checkpoint nor a later one: \
+         give this replica the archive of the one that was active"
+    )]
+    NoEpochBase {
+        /// Number of the epoch.
+        epoch: u32,
+        /// Where it begins.
+        base: Position,
+        /// Where its checkpoint was looked for.
+        archive: String,
+    },
+    /// A state that should begin a log epoch is another one.
+    #[error(transparent)]
+    AnotherBase(#[from] plimsoll_fold::epoch::AnotherBase),
     /// OUT does not hold what the fold produced.
     #[error("output {out_seq} stands in {stream} as {found}, the fold produced {produced}: one of them is wrong, nothing more is published")]
     OutDiffers {
@@ -250,6 +263,6 @@ pub enum Error {
 impl Error {
     /// Whether the remedy is to close everything and to open it again from the last commit.
     pub fn heals_by_reopening(&self) -> bool {
-        matches!(self, Self::OutWentBack { .. })
+        matches!(self, Self::OutWentBack { .. } | Self::LogReplaced { .. })
     }
 }

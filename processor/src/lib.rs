@@ -23,6 +23,7 @@ pub mod checkpoint;
 pub mod tail;
 pub mod engine;
 mod restore;
+pub mod epoch;
 pub mod ops;
 
 use std::net::SocketAddr;
@@ -42,7 +43,6 @@ use health::Health;
 use log::Reader;
 use metrics::Metrics;
 use out::Publisher;
-use plimsoll_archive::Archive;
 use plimsoll_store::Store;
 use restore::Restored;
 use seal::Sealer;
@@ -55,6 +55,8 @@ const PUBLISHER: &str = "the publisher";
 /// How long to wait for the error that explains why another part ended.
 const CAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// How long the last commit may take once the log is another one.
+const LAST_COMMIT_MAX: Duration = Duration::from_secs(30);
 /// How long outputs may still be published after everything else has stopped.
 const STOP_PUBLISH_MAX: Duration = Duration::from_secs(3);
 
@@ -126,11 +128,22 @@ struct Opened {
 /// Opens and checks, in the order of what depends on what.
 async fn open(config: &Config, health: Health, metrics: Metrics) -> Result<Opened, Error> {
     let streams = streams::open(config).await?;
-    let Restored { store, state, mark, commit } = restore::open(config, &streams).await?;
+    let mut restored = restore::open(config, &streams).await?;
+    let reader_at = |mark| Reader::new(config.cell.clone(), streams.clone(), mark, health.clone(), metrics.clone());
+    let mut reader = reader_at(restored.mark);
+    let log_end = match reader.check().await {
+        Err(error @ Error::LogReplaced { .. }) => {
+            tracing::error!("{error}");
+            let leads = Ticker::leads(&config.cell, &config.replica(), &streams).await?;
+            restored = epoch::settle(config, &streams, restored, leads).await?;
+            reader = reader_at(restored.mark);
+            reader.check().await?
+        }
+        checked => checked?,
+    };
+    let Restored { store, state, mark, commit } = restored;
     health.store_opened();
     health.folded(mark.position.sequence);
-    let mut reader = Reader::new(config.cell.clone(), streams.clone(), mark, health.clone(), metrics.clone());
-    let log_end = reader.check().await?;
     let out_seq = commit.as_ref().map_or(0, |commit| commit.out_seq);
     let (standing, outbox) = restore::outbox(&store, &streams, out_seq).await?;
     let (ticker, active) = Ticker::open(config.cell.clone(), &config.replica(), streams.clone(), metrics.clone()).await?;
@@ -151,8 +164,7 @@ fn checkpointer(
     health: &Health,
     metrics: &Metrics,
 ) -> Result<Checkpointer, Error> {
-    let archive = Archive::open(&config.archive_url(), &config.cell)
-        .map_err(|error| Error::Archive { url: config.archive_url(), detail: error.to_string() })?;
+    let archive = restore::archive(config)?;
     Ok(Checkpointer::new(checkpoint::With {
         archive,
         store: store.clone(),
@@ -225,6 +237,10 @@ impl Parts {
     /// Waits for the loop's good end, then for the publisher's.
     async fn watch(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         while let Some((part, outcome)) = self.next().await {
+            if let Err(error @ Error::LogReplaced { .. }) = outcome {
+                self.finish_loop().await;
+                return Err(error);
+            }
             outcome?;
             if part == LOOP {
                 break;
@@ -247,6 +263,20 @@ impl Parts {
             tracing::warn!("OUT did not confirm everything in time; the next start publishes the rest");
             Ok(())
         })
+    }
+
+    /// Without a reader the loop commits what it has folded and ends: that cannot be folded again once the log is another one.
+    async fn finish_loop(&mut self) {
+        let ending = async {
+            while let Some((part, _)) = self.next().await {
+                if part == LOOP {
+                    break;
+                }
+            }
+        };
+        if tokio::time::timeout(LAST_COMMIT_MAX, ending).await.is_err() {
+            tracing::error!("what was folded last could not be committed in time; it goes on from an older commit");
+        }
     }
 
     async fn next(&mut self) -> Option<(&'static str, Result<(), Error>)> {

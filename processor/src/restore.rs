@@ -48,8 +48,7 @@ pub async fn open(config: &Config, streams: &Streams) -> Result<Restored, Error>
     if own.commit.is_some() && own.reaches(first) {
         return Ok(own);
     }
-    let archive = Archive::open(&config.archive_url(), &config.cell)
-        .map_err(|error| Error::Archive { url: config.archive_url(), detail: error.to_string() })?;
+    let archive = archive(config)?;
     let at = own.mark.position;
     let own = match from_checkpoint(config, &archive, own, first).await? {
         Ok(restored) => return Ok(restored),
@@ -68,6 +67,11 @@ pub async fn open(config: &Config, streams: &Streams) -> Result<Restored, Error>
     accept_loss(own, streams).await
 }
 
+/// The archive, where checkpoints stand.
+pub fn archive(config: &Config) -> Result<Archive, Error> {
+    Archive::open(&config.archive_url(), &config.cell).map_err(|error| Error::Archive { url: config.archive_url(), detail: error.to_string() })
+}
+
 /// The first sequence that the log still has.
 async fn first_of(streams: &Streams) -> Result<u64, Error> {
     let stream = streams.log.cached_info().config.name.clone();
@@ -75,7 +79,7 @@ async fn first_of(streams: &Streams) -> Result<u64, Error> {
     Ok(info.state.first_sequence.max(1))
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     let task = tokio::task::spawn_blocking(work);
     task.await.unwrap_or_else(|error| Err(Error::PartEnded { part: "opening the store", detail: error.to_string() }))
 }
@@ -143,7 +147,7 @@ async fn from_checkpoint(config: &Config, archive: &Archive, own: Restored, firs
 }
 
 /// Puts what was loaded into the place of our own store.
-async fn take_over(config: &Config, own: Restored, found: &Checkpoint, loaded: PathBuf) -> Result<Restored, Error> {
+pub async fn take_over(config: &Config, own: Restored, found: &Checkpoint, loaded: PathBuf) -> Result<Restored, Error> {
     let (path, cell) = (config.state_path(), config.cell.clone());
     tracing::info!(position = %found.about.position, made_by = found.about.replica, "restored from a checkpoint");
     blocking(move || {

@@ -54,6 +54,17 @@ impl Ticker {
         Ok((Self { cell, streams, role, began: Instant::now(), active, metrics }, heard))
     }
 
+    /// Whether `replica` was the active one, as far as the log says: it speaks first where the log was replaced.
+    pub async fn leads(cell: &CellId, replica: &str, streams: &Streams) -> Result<bool, Error> {
+        let newest = newest(streams, cell, "").await;
+        let newest = newest.map_err(|detail| Error::Stream {
+            stream: streams.log.cached_info().config.name.clone(),
+            what: "reading the newest tick",
+            detail,
+        })?;
+        Ok(newest.is_none_or(|newest| newest.replica == replica))
+    }
+
     /// Ticks until `stop`. What fails is counted and not repeated: the next tick says as much.
     pub async fn run(mut self, mut said: mpsc::Receiver<Said>, stop: CancellationToken) {
         let mut beat = tokio::time::interval(BEAT);

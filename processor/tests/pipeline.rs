@@ -124,17 +124,81 @@ async fn a_lost_or_damaged_store_is_folded_again_and_out_is_compared_not_doubled
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_log_stops_the_processor_with_both_values() {
+async fn a_recreated_log_begins_a_new_epoch_and_nothing_is_decided_or_counted_twice() {
     let Some(broker) = Broker::start().await else { return };
-    let data = tempfile::tempdir().unwrap();
-    let mut first = Processor::start(&broker, data.path(), &[]).await;
+    let (one, two, archive) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let shared = ["--archive", archive.path().to_str().unwrap()];
+    let mut first = Processor::start(&broker, one.path(), &shared).await;
     first.ready().await;
+    first.becomes(true).await;
+    let mut second = Processor::start(&broker, two.path(), &shared).await;
+    second.ready().await;
+    broker.control(&Control::Enrol { hosts: vec![] }).await;
     broker.inventory().await;
-    assert!(first.stop().await.success());
+    let _feed = broker.feed(1);
+    for number in 0..3 {
+        broker.request(&place(number)).await;
+    }
+    broker.outputs_of("plimsoll.place.decided.v1", 3).await;
+    let samples = first.status().await["summary"]["samples"].as_u64().unwrap();
     broker.recreate_log().await;
-    let mut second = Processor::start(&broker, data.path(), &[]).await;
-    assert!(!second.exited().await.success());
-    assert!(second.said().contains("is not the one this state was folded from"), "{}", second.said());
+    // What the lost log said comes again: clients and hosts repeat what they are not sure of.
+    eventually("both go on in a new epoch", || async {
+        broker.request(&place(1)).await;
+        first.epoch().await == Some(1) && second.epoch().await == Some(1)
+    })
+    .await;
+    broker.inventory().await;
+    broker.request(&place(2)).await;
+    broker.request(&place(3)).await;
+    broker.outputs_of("plimsoll.place.decided.v1", 4).await;
+    assert_eq!(broker.check_that_out_is_dense().await, [1, 2, 3, 4], "each request has one decision");
+    eventually("both fold the same", || async { first.state().await == second.state().await }).await;
+    eventually("samples are counted on", || async { first.status().await["summary"]["samples"].as_u64().unwrap() > samples }).await;
+    assert_eq!(first.metric("divergences_total").await, 0.0);
+    assert!(first.said().contains("goes on from this state") || second.said().contains("goes on from this state"), "somebody said where to go on");
+    assert!(second.stop().await.success());
+    assert!(first.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_restored_from_an_old_copy_goes_on_where_both_are_the_same() {
+    let Some(mut broker) = Broker::start().await else { return };
+    let (data, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut processor = Processor::start(&broker, data.path(), &[]).await;
+    processor.ready().await;
+    broker.control(&Control::Enrol { hosts: vec![] }).await;
+    broker.inventory().await;
+    let feed = broker.feed(1);
+    broker.request(&place(0)).await;
+    broker.outputs_of("plimsoll.place.decided.v1", 1).await;
+    let before = processor.state().await.0;
+    eventually("a commit is behind", || async { processor.state().await.0 > before + 10 }).await;
+    broker.kill_and(|streams| copy_folder(&streams.join("PLIMSOLL_local_LOG"), copy.path())).await;
+    eventually("it is ready again", || async { processor.is_ready().await }).await;
+    broker.request(&place(1)).await;
+    broker.outputs_of("plimsoll.place.decided.v1", 2).await;
+    let samples = processor.status().await["summary"]["samples_folded"].as_u64().unwrap();
+    broker
+        .kill_and(|streams| {
+            let log = streams.join("PLIMSOLL_local_LOG");
+            std::fs::remove_dir_all(&log).unwrap();
+            copy_folder(copy.path(), &log);
+        })
+        .await;
+    eventually("it goes on in a new epoch", || async { processor.epoch().await == Some(1) }).await;
+    broker.request(&place(1)).await;
+    broker.request(&place(2)).await;
+    broker.outputs_of("plimsoll.place.decided.v1", 3).await;
+    assert_eq!(broker.check_that_out_is_dense().await, [1, 2, 3]);
+    let after = processor.status().await["summary"].clone();
+    assert!(after["samples_folded"].as_u64().unwrap() >= samples, "nothing that was folded is forgotten: {after}");
+    drop(feed);
+    assert!(processor.stop().await.success());
+    let mut again = Processor::start(&broker, data.path(), &[]).await;
+    again.ready().await;
+    assert_eq!(again.epoch().await, Some(1), "the epoch is kept over a restart");
+    assert!(again.stop().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

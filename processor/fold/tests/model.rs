@@ -83,7 +83,7 @@ fn believe(records: &[Record], given_up: &BTreeMap<(HostId, u64, u64), Position>
                     }
                 }
             }
-            Body::Event(_) | Body::Request(..) | Body::Control(_) | Body::Tick(_) | Body::Check(_) | Body::Refused(_) => {}
+            Body::Event(_) | Body::Request(..) | Body::Control(_) | Body::Tick(_) | Body::Check(_) | Body::Epoch(_) | Body::Refused(_) => {}
         }
     }
     believed
@@ -293,7 +293,14 @@ fn counts_add_up(seed: u64, records: &[Record], state: &State, wholes: &BTreeMap
         .iter()
         .map(|record| match &record.body {
             Body::Frame(frame) => frame.samples.iter().filter(|sample| !sample.is_empty()).count() as u64,
-            Body::Inventory(_) | Body::Event(_) | Body::Request(..) | Body::Control(_) | Body::Tick(_) | Body::Check(_) | Body::Refused(_) => 0,
+            Body::Inventory(_)
+            | Body::Event(_)
+            | Body::Request(..)
+            | Body::Control(_)
+            | Body::Tick(_)
+            | Body::Check(_)
+            | Body::Epoch(_)
+            | Body::Refused(_) => 0,
         })
         .sum();
     assert_eq!(summary.samples, sent, "seed {seed}");

@@ -207,7 +207,7 @@ impl Model {
                     }
                 }
             }
-            Body::Request(..) | Body::Control(_) | Body::Tick(_) | Body::Check(_) | Body::Refused(_) => {}
+            Body::Request(..) | Body::Control(_) | Body::Tick(_) | Body::Check(_) | Body::Epoch(_) | Body::Refused(_) => {}
         }
     }
 }

@@ -125,6 +125,7 @@ pub fn body(record: &Record) -> (&'static str, Value) {
         Body::Control(control) => ("control", value(control)),
         Body::Tick(tick) => ("tick", value(tick)),
         Body::Check(check) => ("check", value(check)),
+        Body::Epoch(epoch) => ("epoch", value(epoch)),
         Body::Refused(refused) => ("refused", debug(refused)),
     }
 }

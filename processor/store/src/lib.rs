@@ -24,9 +24,9 @@ use serde::{Deserialize, Serialize};
 
 pub use error::Error;
 
+use kv::{Batch, Kv, Memory, Rocks};
 /// The format this build reads and writes.
 pub use plimsoll_fold::durable::FORMAT;
-use kv::{Batch, Kv, Memory, Rocks};
 
 const ROWS: &str = "rows";
 const OUTPUTS: &str = "outputs";

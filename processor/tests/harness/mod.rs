@@ -468,6 +468,14 @@ impl Processor {
         began.elapsed()
     }
 
+    /// The log epoch it folds in, once it answers.
+    pub async fn epoch(&self) -> Option<u64> {
+        if !self.is_ready().await {
+            return None;
+        }
+        self.status().await["position"]["epoch"].as_u64()
+    }
+
     /// Where it stands: the sequence folded and the state's hash there.
     pub async fn state(&self) -> (u64, String) {
         let status = self.status().await;

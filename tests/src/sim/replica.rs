@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use plimsoll_fold::{Effects, State};
+use plimsoll_fold::{Effects, LOGIC, State};
 use plimsoll_processor::chain::{Chain, Do, Heard};
 use plimsoll_processor::checks::{Checks, written};
-use plimsoll_processor::engine::LOGIC;
 use plimsoll_processor::follow::{Admitted, Arrived, Follow, Mark, Shape};
 use plimsoll_processor::role::{Claim, Role, Seen};
 use plimsoll_schemas::control::{Check, Tick};
