@@ -288,6 +288,9 @@ impl Engine {
                     self.notice_sealed(Sealed { version, position }, record.position);
                 }
             }
+            Body::Epoch(new) if new.epoch > record.position.epoch => {
+                return Err(Error::BehindEpoch { epoch: new.epoch.0, position: record.position });
+            }
             Body::Frame(_) | Body::Inventory(_) | Body::Event(_) | Body::Request(..) | Body::Epoch(_) | Body::Refused(_) => {}
         }
         Ok(())
@@ -475,7 +478,9 @@ impl Engine {
         if let Some(mut sealing) = self.sealing.take() {
             let _ = tokio::time::timeout(STOP_SEAL_MAX, &mut sealing).await;
         }
-        self.order_seal();
+        if *self.wires.active.borrow() {
+            self.order_seal();
+        }
         if let Some(sealing) = self.sealing.take()
             && tokio::time::timeout(STOP_SEAL_MAX, sealing).await.is_err()
         {

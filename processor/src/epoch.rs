@@ -100,6 +100,11 @@ pub async fn settle(config: &Config, streams: &Streams, restored: Restored, lead
     }
 }
 
+/// Whether the log says to go on in a newer epoch than this state's.
+pub async fn is_behind(config: &Config, streams: &Streams, at: Position) -> Result<bool, Error> {
+    Ok(newest(config, streams).await?.0.is_some_and(|new| new.epoch > at.epoch))
+}
+
 /// The newest word about where to go on, and the sequence it stands at (0 = there is none).
 async fn newest(config: &Config, streams: &Streams) -> Result<(Option<NewEpoch>, u64), Error> {
     let subject = LogSubject::Epoch.to_subject(&config.cell);
@@ -171,11 +176,7 @@ async fn begin(config: &Config, streams: &Streams, restored: Restored, new: &New
         return Ok(restored);
     }
     let info = streams.log.get_info().await.map_err(|error| failed(streams, "asking for it", error.to_string()))?;
-    let at_mark = match streams.log.get_raw_message(new.after).await {
-        Ok(message) => message_hash(&message.subject, &message.payload),
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => 0,
-        Err(error) => return Err(failed(streams, "reading where the epoch begins", error.to_string())),
-    };
+    let at_mark = hash_at(streams, new.after).await?;
     let mark = Mark {
         position: Position { epoch: new.epoch, sequence: new.after },
         created_at_ns: i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or(i64::MAX),
@@ -185,6 +186,18 @@ async fn begin(config: &Config, streams: &Streams, restored: Restored, new: &New
     tracing::warn!(epoch = new.epoch.0, base = %new.base, after = new.after, "going on in the new log");
     let new = new.clone();
     restore::blocking(move || enter(restored, mark, &new)).await
+}
+
+/// The hash of the message at a sequence; 0 where there is none.
+async fn hash_at(streams: &Streams, sequence: u64) -> Result<u64, Error> {
+    if sequence == 0 {
+        return Ok(0);
+    }
+    match streams.log.get_raw_message(sequence).await {
+        Ok(message) => Ok(message_hash(&message.subject, &message.payload)),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(0),
+        Err(error) => Err(failed(streams, "reading where the epoch begins", error.to_string())),
+    }
 }
 
 /// The state that the record names, from its checkpoint; or a newer one that has gone on from there.

@@ -63,6 +63,14 @@ pub enum Error {
         /// What the commit says.
         expected: String,
     },
+    /// The log says that everybody goes on in a newer epoch.
+    #[error("at {position} the log says that everybody goes on in log epoch {epoch}")]
+    BehindEpoch {
+        /// Number of that epoch.
+        epoch: u32,
+        /// Where it is said.
+        position: Position,
+    },
     /// The state with which a new log epoch begins is not there.
     #[error(
         "log epoch {epoch} begins with the state at {base}, and {archive} has neither its checkpoint nor a later one: \
@@ -263,6 +271,6 @@ pub enum Error {
 impl Error {
     /// Whether the remedy is to close everything and to open it again from the last commit.
     pub fn heals_by_reopening(&self) -> bool {
-        matches!(self, Self::OutWentBack { .. } | Self::LogReplaced { .. })
+        matches!(self, Self::OutWentBack { .. } | Self::LogReplaced { .. } | Self::BehindEpoch { .. })
     }
 }

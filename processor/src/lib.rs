@@ -131,16 +131,14 @@ async fn open(config: &Config, health: Health, metrics: Metrics) -> Result<Opene
     let mut restored = restore::open(config, &streams).await?;
     let reader_at = |mark| Reader::new(config.cell.clone(), streams.clone(), mark, health.clone(), metrics.clone());
     let mut reader = reader_at(restored.mark);
-    let log_end = match reader.check().await {
-        Err(error @ Error::LogReplaced { .. }) => {
-            tracing::error!("{error}");
-            let leads = Ticker::leads(&config.cell, &config.replica(), &streams).await?;
-            restored = epoch::settle(config, &streams, restored, leads).await?;
-            reader = reader_at(restored.mark);
-            reader.check().await?
-        }
-        checked => checked?,
-    };
+    let mut checked = reader.check().await;
+    if matches!(checked, Err(Error::LogReplaced { .. })) || epoch::is_behind(config, &streams, restored.mark.position).await? {
+        let leads = Ticker::leads(&config.cell, &config.replica(), &streams).await?;
+        restored = epoch::settle(config, &streams, restored, leads).await?;
+        reader = reader_at(restored.mark);
+        checked = reader.check().await;
+    }
+    let log_end = checked?;
     let Restored { store, state, mark, commit } = restored;
     health.store_opened();
     health.folded(mark.position.sequence);

@@ -136,6 +136,11 @@ struct Tables {
 }
 
 impl Memory {
+    /// The same tables again.
+    pub fn copy(&self) -> Self {
+        Self(Mutex::new(Tables { data: self.tables().data.clone(), fails: None }))
+    }
+
     /// Makes the next write fail, `applied` or not.
     pub fn fail_next_write(&self, applied: bool) {
         self.tables().fails = Some(applied);

@@ -93,6 +93,14 @@ impl Store {
         Self { kv: Arc::new(Kv::Memory(Memory::default())), path: PathBuf::from("(memory)") }
     }
 
+    /// Another database in memory with the same content; of one on disk, a [`Store::checkpoint`] is that.
+    pub fn copy_in_memory(&self) -> Self {
+        match &*self.kv {
+            Kv::Memory(memory) => Self { kv: Arc::new(Kv::Memory(memory.copy())), path: self.path.clone() },
+            Kv::Rocks(_) => Self::in_memory(),
+        }
+    }
+
     /// Makes the next write of a database in memory fail, before anything of it is applied or after all of it was.
     pub fn fail_next_write(&self, applied: bool) {
         match &*self.kv {

@@ -39,8 +39,10 @@ pub enum Fault {
     OutAnswerLost,
     /// OUT lost acknowledged messages.
     OutWentBack,
-    /// LOG lost acknowledged messages that no processor had read.
+    /// LOG lost acknowledged messages, read or not, and gave their sequences to others.
     LogWentBack,
+    /// LOG was deleted and made anew.
+    LogRecreated,
     /// The broker's clock jumped forward.
     BrokerClockForward,
     /// The broker's clock jumped back.
@@ -72,6 +74,7 @@ impl Fault {
         Self::OutAnswerLost,
         Self::OutWentBack,
         Self::LogWentBack,
+        Self::LogRecreated,
         Self::BrokerClockForward,
         Self::BrokerClockBack,
         Self::TwoActive,

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 use plimsoll_fold::{Effects, State};
-use plimsoll_processor::follow::{Admitted, Arrived, Follow, Mark};
 use plimsoll_schemas::id::{LogEpoch, Position};
+use plimsoll_schemas::reason::Reason;
+use plimsoll_schemas::record::{Record, decode};
 use plimsoll_schemas::row::{Row, Table, WindowRow};
-use plimsoll_store::Store;
+use plimsoll_schemas::time::LogTime;
 use serde_json::Value;
 
+use super::replica::{Cause, Replica};
 use super::stream::Message;
 use super::world::World;
 use crate::oracle::Oracle;
@@ -22,18 +24,22 @@ const LEASE_NS: i64 = 600 * NS_PER_S;
 pub fn judge(world: &World) -> Result<usize> {
     out_is_right(world).context("OUT")?;
     nothing_timed_out_early(world).context("time-outs")?;
-    let straight = fold_straight(world);
     let mut windows = 0;
     for replica in &world.replicas {
         let process = replica.process.as_ref().context("a processor that does not run")?;
-        let (hash, summary) = straight.get(&process.folded()).with_context(|| format!("{} stands at {}", replica.name, process.folded()))?;
-        ensure!(process.state.hash() == *hash, "{} has hash {:016x}, a straight fold has {hash:016x}", replica.name, process.state.hash());
-        ensure!(process.state.summary() == *summary, "{}: {:?}, a straight fold has {summary:?}", replica.name, process.state.summary());
-        let (s, n) = (summary, summary.samples_folded + summary.samples_late + summary.samples_rejected + summary.samples_duplicate);
-        ensure!(s.samples == n, "{} samples, {n} accounted for", s.samples);
-    }
-    for replica in &world.replicas {
-        windows = windows_are_right(world, &replica.disk).with_context(|| format!("windows of {}", replica.name))?;
+        let straight = fold_straight(world, replica)?;
+        ensure!(
+            process.state.hash() == straight.hash(),
+            "{}: hash {:016x}, a straight fold has {:016x}",
+            replica.name,
+            process.state.hash(),
+            straight.hash()
+        );
+        let s = straight.summary();
+        ensure!(process.state.summary() == s, "{}: {:?}, a straight fold has {s:?}", replica.name, process.state.summary());
+        let accounted = s.samples_folded + s.samples_late + s.samples_rejected + s.samples_duplicate;
+        ensure!(s.samples == accounted, "{} samples, {accounted} accounted for", s.samples);
+        windows = windows_are_right(replica).with_context(|| format!("windows of {}", replica.name))?;
     }
     Ok(windows)
 }
@@ -62,53 +68,57 @@ fn out_is_right(world: &World) -> Result<()> {
 
 /// On the live clock (each step of log time counts for at most two seconds) no lease expires before its time.
 fn nothing_timed_out_early(world: &World) -> Result<()> {
+    let Some(replica) = world.replicas.first() else { return Ok(()) };
     let mut live = BTreeMap::new();
     let (mut clock, mut newest) = (0, i64::MAX);
-    for message in world.log.all() {
+    for cause in replica.causes() {
+        let Cause::Record(position, message) = cause else { continue };
         if newest < message.stored_at_ns {
             clock += (message.stored_at_ns - newest).min(2 * NS_PER_S);
         }
         newest = if newest == i64::MAX { message.stored_at_ns } else { newest.max(message.stored_at_ns) };
-        live.insert(message.sequence, clock);
+        live.insert(*position, clock);
     }
     let mut granted: BTreeMap<String, i64> = BTreeMap::new();
     for message in world.out.all() {
         let event: Value = serde_json::from_slice(&message.payload)?;
         let id = event["id"].as_str().context("id")?;
-        let sequence: u64 = id.split('/').nth(2).context("position")?.parse()?;
-        let at = *live.get(&sequence).with_context(|| format!("{id} was caused by no record"))?;
+        let mut parts = id.split('/').skip(1);
+        let mut number = || parts.next().context("a position")?.parse::<u64>().context("a number");
+        let position = Position { epoch: LogEpoch(number()? as u32), sequence: number()? };
+        // What was adopted was caused by a record that is gone.
+        let Some(&at) = live.get(&position) else { continue };
         let data = &event["data"];
         if let (Some(lease), "plimsoll.place.decided.v1") = (data["lease"]["lease_id"].as_str(), event["type"].as_str().unwrap_or_default()) {
             granted.insert(lease.to_owned(), at);
         }
         if event["type"] == "plimsoll.lease.changed.v1" && data["state"] == "expired" {
             let lease = data["lease_id"].as_str().context("lease_id")?;
-            let age = at - granted.get(lease).with_context(|| format!("{lease} was never granted"))?;
+            let Some(&since) = granted.get(lease) else { continue };
+            let age = at - since;
             ensure!(age >= LEASE_NS, "{lease} expired after {} s", age / NS_PER_S);
         }
     }
     Ok(())
 }
 
-/// One fold of the whole log without a single fault: hash and numbers after each record.
-fn fold_straight(world: &World) -> BTreeMap<u64, (u64, plimsoll_fold::Summary)> {
+/// One fold of everything that made a replica's state, without a single fault.
+fn fold_straight(world: &World, replica: &Replica) -> Result<State> {
     let mut state = State::new(world.cell.clone());
-    let mut follow = Follow::new(world.cell.clone(), Mark::start());
     let mut effects = Effects::default();
-    let last = world.log.last();
-    let mut states = BTreeMap::new();
-    for (delivered, Message { sequence, stored_at_ns, subject, payload }) in (1..).zip(world.log.all()) {
-        let arrived = Arrived { sequence: *sequence, delivered, stored_at_ns: *stored_at_ns, subject, payload };
-        if let Ok(Admitted::Next { record, .. }) = follow.admit(arrived) {
-            state.step(&record, &mut effects);
+    let mut logged_at = LogTime::default();
+    for cause in replica.causes() {
+        match cause {
+            Cause::Record(position, message) => {
+                logged_at = LogTime(message.stored_at_ns).max(logged_at);
+                let body = decode(&world.cell, &message.subject, &message.payload);
+                state.step(&Record { position: *position, logged_at, body }, &mut effects);
+            }
+            Cause::Epoch(new) => state.begin_epoch(new, &mut effects)?,
         }
-        effects.rows.clear();
-        effects.outputs.clear();
-        if sequence + 200 > last {
-            states.insert(*sequence, (state.hash(), state.summary()));
-        }
+        effects = Effects::default();
     }
-    states
+    Ok(state)
 }
 
 /// Sums of a window over its parts.
@@ -137,10 +147,12 @@ impl Sums {
 }
 
 /// Every window in a store says what the raw frames say.
-fn windows_are_right(world: &World, store: &Store) -> Result<usize> {
+fn windows_are_right(replica: &Replica) -> Result<usize> {
+    let store = &replica.disk;
     let mut oracle = Oracle::default();
     let mut newest = i64::MIN;
-    for Message { stored_at_ns, subject, payload, .. } in world.log.all() {
+    for cause in replica.causes() {
+        let Cause::Record(_, Message { stored_at_ns, subject, payload, .. }) = cause else { continue };
         newest = newest.max(*stored_at_ns);
         oracle.take_logged(subject, payload, newest)?;
     }
@@ -172,7 +184,11 @@ fn windows_are_right(world: &World, store: &Store) -> Result<usize> {
                 util_max: window.util_percent_max,
                 power_max: window.power_mw_max,
             });
-            ensure!(*found == expected, "{uuid} {seconds} s from {start}:\n stored   {found:?}\n raw log  {expected:?}");
+            ensure!(
+                *found == expected,
+                "{uuid} {seconds} s from {start}:\n stored   {found:?}\n raw log  {expected:?}\n refused  {:?}",
+                refused(replica)?
+            );
             compared += 1;
         }
         let committed = store.last_commit()?.context("a commit")?.logged_at.0 / NS_PER_S;
@@ -186,4 +202,16 @@ fn windows_are_right(world: &World, store: &Store) -> Result<usize> {
         }
     }
     Ok(compared)
+}
+
+/// What a store says was refused: source and reason, and how often.
+fn refused(replica: &Replica) -> Result<BTreeMap<(String, Reason), u64>> {
+    let end = Position { epoch: LogEpoch(u32::MAX), sequence: u64::MAX };
+    let mut reasons = BTreeMap::new();
+    for row in replica.disk.rows(Table::Rejected, Position::default(), end) {
+        if let Row::Rejected(row) = row?.row {
+            *reasons.entry((format!("{:?}", row.host), row.reason)).or_default() += 1;
+        }
+    }
+    Ok(reasons)
 }

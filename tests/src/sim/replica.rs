@@ -1,7 +1,7 @@
 //! One processor: the production fold, store, reader, chain, role and checks, tied together without I/O. Every message to and from the broker
 //! is a step of its own, so that the world can lose, repeat or hold it, or end the process in between.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +9,11 @@ use anyhow::{Context, Result, ensure};
 use plimsoll_fold::{Effects, LOGIC, State};
 use plimsoll_processor::chain::{Chain, Do, Heard};
 use plimsoll_processor::checks::{Checks, written};
-use plimsoll_processor::follow::{Admitted, Arrived, Follow, Mark, Shape};
+use plimsoll_processor::epoch::{Bisect, proposal};
+use plimsoll_processor::follow::{Admitted, Arrived, Follow, Mark, Replaced, Shape, message_hash};
 use plimsoll_processor::role::{Claim, Role, Seen};
-use plimsoll_schemas::control::{Check, Tick};
-use plimsoll_schemas::id::CellId;
+use plimsoll_schemas::control::{Check, NewEpoch, Tick};
+use plimsoll_schemas::id::{CellId, Position};
 use plimsoll_schemas::out::Output;
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::row::PlacedRow;
@@ -23,6 +24,15 @@ use super::stream::{Conditions, Message, Stream};
 
 /// Messages that a consumer delivers at once.
 const PULL: usize = 40;
+
+/// The moment of a start: on the process's own monotonic clock, and on the broker's.
+#[derive(Debug, Clone, Copy)]
+pub struct Instant {
+    /// Own clock.
+    pub own: Duration,
+    /// Broker's clock, ns UTC.
+    pub broker_ns: i64,
+}
 
 /// What an answer on its way back says, and for which attempt.
 type Answer = (u64, Heard);
@@ -35,6 +45,8 @@ pub struct Replica {
     pub name: String,
     /// What survives its death.
     pub disk: Store,
+    /// What made the state on it.
+    pub lineage: Vec<Cause>,
     /// What does not.
     pub process: Option<Process>,
     /// Frozen until then: nothing it would do happens.
@@ -59,47 +71,82 @@ pub struct Process {
     said: VecDeque<Check>,
     rows: Vec<PlacedRow>,
     outputs: Vec<Arc<Output>>,
+    causes: Vec<Cause>,
     out_seq: u64,
+}
+
+/// One thing that made a state: together they are all of it.
+#[derive(Debug, Clone)]
+pub enum Cause {
+    /// A record was folded.
+    Record(Position, Message),
+    /// A log epoch began.
+    Epoch(NewEpoch),
+}
+
+/// What stands in the archive: states by their position, with what made them.
+pub type Checkpoints = BTreeMap<Position, (Store, Vec<Cause>)>;
+
+/// How a start ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Started {
+    /// It runs.
+    Running,
+    /// The log was replaced and nobody has said yet where to go on.
+    Waiting,
+    /// The log was replaced and this replica has said where to go on.
+    Spoke,
 }
 
 impl Replica {
     /// One that was never started.
     pub fn new(cell: CellId, name: String) -> Self {
-        Self { cell, name, disk: Store::in_memory(), process: None, paused_until: Duration::ZERO }
+        Self { cell, name, disk: Store::in_memory(), lineage: Vec::new(), process: None, paused_until: Duration::ZERO }
     }
 
-    /// Starts from what stands on its disk.
-    pub fn start(&mut self, log: &Stream, out: &Stream, now: Duration) -> Result<()> {
-        let (state, mark, out_seq) = match self.disk.load()? {
-            None => (State::new(self.cell.clone()), Mark::start(), 0),
-            Some((commit, entries)) => {
-                let state = State::restore(self.cell.clone(), entries.into_iter())?;
-                ensure!(
-                    (state.position(), state.hash()) == (commit.position, commit.hash),
-                    "{}: restored {} {:016x}, committed {} {:016x}",
-                    self.name,
-                    state.position(),
-                    state.hash(),
-                    commit.position,
-                    commit.hash
-                );
-                let Commit { position, log_created_at_ns: created_at_ns, message_hash, logged_at, out_seq, .. } = commit;
-                (state, Mark { position, created_at_ns, message_hash, logged_at }, out_seq)
+    /// Starts from what stands on its disk, else from the newest checkpoint. `patient` = where the log was replaced, another may speak first.
+    pub fn start(&mut self, log: &mut Stream, out: &Stream, archive: &mut Checkpoints, now: Instant, patient: bool) -> Result<Started> {
+        if self.disk.last_commit()?.is_none()
+            && let Some((store, lineage)) = archive.values().next_back()
+        {
+            (self.disk, self.lineage) = (store.copy_in_memory(), lineage.clone());
+        }
+        let (mut state, mut mark) = self.restore()?;
+        let mut follow = Follow::new(self.cell.clone(), mark);
+        let subject = LogSubject::Epoch.to_subject(&self.cell);
+        let newest = log.last_on(&subject).cloned();
+        let said = newest.as_ref().map(|message| serde_json::from_slice::<NewEpoch>(&message.payload)).transpose()?;
+        let said = said.filter(|new| new.epoch > mark.position.epoch);
+        if let Some(new) = said {
+            self.begin(&new, log, archive)?;
+            (state, mark) = self.restore()?;
+            follow = Follow::new(self.cell.clone(), mark);
+            ensure!(same_log(&mut follow, log).is_ok(), "{}: the log is another one although its epoch was begun", self.name);
+        } else if same_log(&mut follow, log).is_err() {
+            let leads = self.newest_tick(log).is_none_or(|tick| tick.replica == self.name);
+            if patient && !leads {
+                return Ok(Started::Waiting);
             }
-        };
-        let from = out.last().min(out_seq).max(1);
-        let kept: Vec<_> = self.disk.outputs_from(from).collect::<Result<_, _>>()?;
+            archive.insert(mark.position, (self.disk.copy_in_memory(), self.lineage.clone()));
+            let standing = out.from(state.summary().out_seq + 1, usize::MAX).map(|message| serde_json::from_slice(&message.payload));
+            let new = proposal(&state, self.same_up_to(mark, log)?, out.last().max(state.summary().out_seq), standing.collect::<Result<_, _>>()?);
+            let conditions = Conditions { last_on_subject: Some(newest.map_or(0, |message| message.sequence)), ..Conditions::default() };
+            log.append(now.broker_ns, &subject, &serde_json::to_vec(&new)?, &conditions).map_err(|wrong| anyhow::anyhow!("{wrong:?}"))?;
+            return Ok(Started::Spoke);
+        }
+        let out_seq = self.disk.last_commit()?.map_or(0, |commit| commit.out_seq);
+        let kept: Vec<_> = self.disk.outputs_from(out.last().min(out_seq).max(1)).collect::<Result<_, _>>()?;
         let first = kept.first().map_or(out_seq + 1, |output| output.out_seq);
         ensure!(out.last() >= out_seq || first <= out.last() + 1, "{}: OUT ends at {}, kept from {first}", self.name, out.last());
         let mut chain = Chain::new(first - 1);
         kept.into_iter().for_each(|output| chain.push(Arc::new(output)));
-        let tick = log.last_on(&LogSubject::Tick.to_subject(&self.cell));
-        let newest = tick.and_then(|message| Some(Seen { sequence: message.sequence, replica: read_tick(&message.payload)?.replica }));
+        let role = Role::new(self.name.clone(), self.newest_tick(log), now.own);
+        chain.set_active(role.is_active());
         self.process = Some(Process {
             state,
-            follow: Follow::new(self.cell.clone(), mark),
+            follow,
             chain,
-            role: Role::new(self.name.clone(), newest, now),
+            role,
             checks: Checks::default(),
             consumer: None,
             inbox: VecDeque::new(),
@@ -108,8 +155,56 @@ impl Replica {
             said: VecDeque::new(),
             rows: Vec::new(),
             outputs: Vec::new(),
+            causes: Vec::new(),
             out_seq,
         });
+        Ok(Started::Running)
+    }
+
+    fn newest_tick(&self, log: &Stream) -> Option<Seen> {
+        let message = log.last_on(&LogSubject::Tick.to_subject(&self.cell))?;
+        Some(Seen { sequence: message.sequence, replica: read_tick(&message.payload)?.replica })
+    }
+
+    fn restore(&self) -> Result<(State, Mark)> {
+        let Some((commit, entries)) = self.disk.load()? else { return Ok((State::new(self.cell.clone()), Mark::start())) };
+        let state = State::restore(self.cell.clone(), entries.into_iter())?;
+        let (found, committed) = ((state.position(), state.hash()), (commit.position, commit.hash));
+        ensure!(found == committed, "{}: restored {} {:016x}, committed {} {:016x}", self.name, found.0, found.1, committed.0, committed.1);
+        Ok((state, Mark::of(&commit)))
+    }
+
+    fn same_up_to(&self, mark: Mark, log: &Stream) -> Result<u64> {
+        if mark.created_at_ns != log.created_at_ns {
+            return Ok(log.first() - 1);
+        }
+        let mut bisect = Bisect::new(self.disk.marks(mark.position.epoch).collect::<Result<_, _>>()?, log.last());
+        while let Some(sequence) = bisect.ask() {
+            bisect.tell(log.get(sequence).map(|message| (&*message.subject, &*message.payload)));
+        }
+        Ok(bisect.same_up_to().unwrap_or(0).max(log.first() - 1))
+    }
+
+    /// Goes on where the log says, from the own state if it is the one, else from its checkpoint.
+    fn begin(&mut self, new: &NewEpoch, log: &Stream, archive: &Checkpoints) -> Result<()> {
+        let (state, _) = self.restore()?;
+        if (state.position(), written(state.hash())) != (new.base, new.base_hash.clone()) {
+            let mut fits = archive.iter().rev().filter(|(position, _)| **position == new.base || position.epoch >= new.epoch);
+            let (_, (store, lineage)) = fits.next().with_context(|| format!("no checkpoint of {}", new.base))?;
+            (self.disk, self.lineage) = (store.copy_in_memory(), lineage.clone());
+        }
+        let (mut state, mark) = self.restore()?;
+        if mark.position.epoch >= new.epoch {
+            return Ok(());
+        }
+        let mut effects = Effects::default();
+        state.begin_epoch(new, &mut effects)?;
+        let at_mark = log.get(new.after).map_or(0, |message| message_hash(&message.subject, &message.payload));
+        let position = Position { epoch: new.epoch, sequence: new.after };
+        let mark = Mark { position, created_at_ns: log.created_at_ns, message_hash: at_mark, logged_at: mark.logged_at };
+        let commit = commit_of(&state, mark);
+        self.disk.commit(&commit, &state.take_dirty(), &effects.rows, [])?;
+        self.lineage.push(Cause::Epoch(new.clone()));
         Ok(())
     }
 
@@ -121,38 +216,57 @@ impl Replica {
     /// Writes everything folded so far in one batch. The disk may fail it (and the process then ends), before or after it took the batch.
     pub fn commit(&mut self) {
         let Some(process) = &mut self.process else { return };
-        let mark = process.follow.mark();
-        let commit = Commit {
-            logic: LOGIC,
-            position: mark.position,
-            log_created_at_ns: mark.created_at_ns,
-            message_hash: mark.message_hash,
-            logged_at: mark.logged_at,
-            hash: process.state.hash(),
-            out_seq: process.out_seq,
-            decision_seq: process.state.summary().decision_seq,
-            sealed: None,
-        };
+        let commit = commit_of(&process.state, process.follow.mark());
         let entries = process.state.take_dirty();
         let (rows, outputs) = (std::mem::take(&mut process.rows), std::mem::take(&mut process.outputs));
-        if self.disk.commit(&commit, &entries, &rows, outputs.iter().map(|output| &**output)).is_err() {
+        let causes = std::mem::take(&mut process.causes);
+        let written = self.disk.commit(&commit, &entries, &rows, outputs.iter().map(|output| &**output));
+        if self.disk.last_commit().ok().flatten().is_some_and(|found| found.position == commit.position) {
+            self.lineage.extend(causes);
+        }
+        if written.is_err() {
             self.crash();
         }
     }
+
+    /// Everything that made the state, committed or not.
+    pub fn causes(&self) -> impl Iterator<Item = &Cause> {
+        self.lineage.iter().chain(self.process.iter().flat_map(|process| &process.causes))
+    }
+}
+
+fn commit_of(state: &State, mark: Mark) -> Commit {
+    let summary = state.summary();
+    Commit {
+        logic: LOGIC,
+        position: mark.position,
+        log_created_at_ns: mark.created_at_ns,
+        message_hash: mark.message_hash,
+        logged_at: mark.logged_at,
+        hash: state.hash(),
+        out_seq: summary.out_seq,
+        decision_seq: summary.decision_seq,
+        sealed: None,
+    }
+}
+
+/// Whether the log still is the one that was read.
+fn same_log(follow: &mut Follow, log: &Stream) -> Result<(), Replaced> {
+    let shape = Shape { created_at_ns: log.created_at_ns, first_sequence: log.first(), last_sequence: log.last() };
+    let message = if follow.compares(&shape) { log.get(follow.mark().position.sequence) } else { None };
+    follow.same_log(&shape, message.map(|message| (&*message.subject, &*message.payload)))
 }
 
 impl Process {
-    /// Creates a consumer at the own position, after making sure that it is the same log.
-    pub fn subscribe(&mut self, log: &Stream) -> Result<()> {
-        let shape = Shape { created_at_ns: log.created_at_ns, first_sequence: log.first(), last_sequence: log.last() };
-        let sequence = self.follow.mark().position.sequence;
-        let message = if self.follow.compares(&shape) { log.get(sequence) } else { None };
-        let message = message.map(|message| (&*message.subject, &*message.payload));
-        self.follow.same_log(&shape, message).map_err(|replaced| anyhow::anyhow!("{replaced:?}"))?;
+    /// Creates a consumer at the own position. `false` = the log is another one: everything has to be committed and opened again.
+    pub fn subscribe(&mut self, log: &Stream) -> bool {
+        if same_log(&mut self.follow, log).is_err() {
+            return false;
+        }
         self.follow.begin();
         self.inbox.clear();
-        self.consumer = Some((sequence + 1, 0));
-        Ok(())
+        self.consumer = Some((self.follow.mark().position.sequence + 1, 0));
+        true
     }
 
     /// The consumer is gone.
@@ -195,6 +309,7 @@ impl Process {
                 Ok(Admitted::Next { record, .. }) => {
                     self.follow.remember(&message.subject, &message.payload);
                     self.step(&record)?;
+                    self.causes.push(Cause::Record(record.position, message));
                 }
             }
         }
@@ -303,14 +418,14 @@ impl Process {
         self.chain.is_empty()
     }
 
+    /// The position folded.
+    pub fn position(&self) -> Position {
+        self.follow.mark().position
+    }
+
     /// The last sequence folded.
     pub fn folded(&self) -> u64 {
         self.follow.mark().position.sequence
-    }
-
-    /// The last sequence folded or waiting to be.
-    pub fn given(&self) -> u64 {
-        self.inbox.iter().map(|(_, message)| message.sequence).max().unwrap_or(0).max(self.folded())
     }
 
     /// Number of the last output made.

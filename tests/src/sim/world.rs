@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::faults::{Fault, Fired};
 use super::host::{Host, Letter};
 use super::judge;
-use super::replica::{Process, Replica, read_tick};
+use super::replica::{Checkpoints, Instant, Process, Replica, read_tick};
 use super::rng::Rng;
 use super::stream::{Conditions, Stream};
 
@@ -61,6 +61,7 @@ pub struct World {
     silent_until: Vec<Duration>,
     delayed: Vec<Delayed>,
     pub(super) replicas: Vec<Replica>,
+    archive: Checkpoints,
     /// Requests by id, until a decision on them was read from OUT.
     waiting: BTreeMap<String, Request>,
     /// Every request ever sent.
@@ -106,6 +107,7 @@ impl World {
             hosts,
             delayed: Vec::new(),
             replicas,
+            archive: Checkpoints::new(),
             waiting: BTreeMap::new(),
             requested: BTreeSet::new(),
             leases: Vec::new(),
@@ -191,10 +193,14 @@ impl World {
             let kept = self.out.last() - self.rng.between(1, self.out.last().min(20));
             self.out.lose_behind(kept);
         }
-        let read = self.read_by_anybody();
-        if self.log.last() > read && self.fault(Fault::LogWentBack, 5) {
-            let kept = self.rng.between(read, self.log.last() - 1);
+        if self.log.last() > 0 && self.fault(Fault::LogWentBack, 2) {
+            let kept = self.log.last() - self.rng.between(1, self.log.last().min(200));
             self.log.lose_behind(kept);
+            self.everybody_reconnects();
+        }
+        if self.fault(Fault::LogRecreated, 1) {
+            self.log = Stream::new(self.broker_ns());
+            self.everybody_reconnects();
         }
         if self.foreign_at == Some(self.now) {
             self.fired.count(Fault::OutForeign);
@@ -206,11 +212,12 @@ impl World {
         Ok(())
     }
 
-    /// The last sequence that any processor has read, committed or been given.
-    fn read_by_anybody(&self) -> u64 {
-        let committed = |replica: &Replica| replica.disk.last_commit().ok().flatten().map_or(0, |commit| commit.position.sequence);
-        let running = |replica: &Replica| replica.process.as_ref().map_or(0, Process::given);
-        self.replicas.iter().map(|replica| committed(replica).max(running(replica))).max().unwrap_or(0)
+    /// A log goes back or is another one only when its broker was away: every consumer is gone.
+    fn everybody_reconnects(&mut self) {
+        self.replicas.iter_mut().filter_map(|replica| replica.process.as_mut()).for_each(Process::unsubscribe);
+        // Hosts announce themselves each time they connect.
+        let now_ns = self.true_ns();
+        self.hosts.iter_mut().for_each(|host| host.announce(now_ns));
     }
 
     fn host(&mut self, number: usize, second: bool) {
@@ -321,7 +328,9 @@ impl World {
         }
         if self.replicas[number].process.is_none() {
             if !self.wild || self.rng.chance(30) {
-                self.replicas[number].start(&self.log, &self.out, self.now)?;
+                let now = Instant { own: self.now, broker_ns: self.broker_ns() };
+                let patient = self.rng.chance(80);
+                self.replicas[number].start(&mut self.log, &self.out, &mut self.archive, now, patient)?;
             }
             return Ok(());
         }
@@ -342,8 +351,10 @@ impl World {
         if dropped {
             process.unsubscribe();
         }
-        if !process.is_subscribed() {
-            process.subscribe(log)?;
+        if !process.is_subscribed() && !process.subscribe(log) {
+            self.replicas[number].commit();
+            self.replicas[number].crash();
+            return Ok(());
         }
         let before = process.folded();
         process.deliver(log, skip, again);
