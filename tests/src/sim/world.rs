@@ -55,6 +55,8 @@ pub struct World {
     now: Duration,
     /// What the broker's clock shows more than the true time, ns.
     broker_offset_ns: i64,
+    /// The latest that it has ever shown to a message, ns UTC.
+    newest_ns: i64,
     pub(super) log: Stream,
     pub(super) out: Stream,
     hosts: Vec<Host>,
@@ -102,6 +104,7 @@ impl World {
             rng,
             now: Duration::ZERO,
             broker_offset_ns: 0,
+            newest_ns: BEGIN_NS,
             log: Stream::new(BEGIN_NS),
             out: Stream::new(BEGIN_NS),
             hosts,
@@ -257,6 +260,7 @@ impl World {
 
     fn append_letter(&mut self, letter: &Letter) {
         let now_ns = self.broker_ns();
+        self.newest_ns = self.newest_ns.max(now_ns);
         // Unconditional, so it cannot be refused.
         let _ = self.log.append(now_ns, &letter.subject, &letter.payload, &Conditions::default());
     }
@@ -468,6 +472,8 @@ impl World {
         for delayed in std::mem::take(&mut self.delayed) {
             self.append_letter(&delayed.letter);
         }
+        // A broker's clock that runs behind the log's own time holds everything up until it has caught up.
+        self.broker_offset_ns += (self.newest_ns - self.broker_ns()).max(0);
     }
 
     /// After a quiet time nothing may be left over.
