@@ -6,11 +6,12 @@ TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):$(CURDIR)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check bench build tools
+.PHONY: help up test sim check bench build tools
 
 help:
 	@echo "make up      start the whole pipeline here; ARGS='--hosts 4 --gpus 8', see: $(TARGET)/debug/plimsoll up --help"
 	@echo "make test    run every test"
+	@echo "make sim     10,000 simulated runs with every kind of fault; SEEDS=a..b for others, SEED=n for one"
 	@echo "make check   formatting, lints and documentation, all without warnings"
 	@echo "make bench   benchmarks (release build: takes long the first time)"
 
@@ -19,6 +20,10 @@ up: build
 
 test: build
 	cargo test --workspace --locked
+
+# A filter instead of --test, which would choose other features and build RocksDB again.
+sim: build
+	SEEDS="$(if $(SEEDS),$(SEEDS),0..10000)" cargo test --workspace --locked -- whatever_breaks --nocapture
 
 # One command for everything, so that all crates share one set of features and nothing is built twice.
 build: tools

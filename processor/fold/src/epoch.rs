@@ -57,7 +57,7 @@ impl State {
                 decided.decision_seq
             }
             Payload::Distributed(distributed) => {
-                self.remember_request(&distributed.tenant, &distributed.request_id, emit);
+                self.remember_request(&distributed.tenant, &distributed.request_id);
                 distributed.decision_seq
             }
             Payload::Lease(lease) => {
@@ -65,19 +65,19 @@ impl State {
                 0
             }
             // Their causes will be seen again, or are gone for good.
-            Payload::Device(_) | Payload::Host(_) | Payload::Rejected(_) | Payload::Gap(_) => 0,
+            Payload::Device(_) | Payload::Host(_) | Payload::Rejected(_) | Payload::Gap(_) | Payload::Policy(_) | Payload::Alert(_) => 0,
         }
     }
 
-    fn remember_request(&mut self, tenant: &TenantId, request_id: &str, emit: &Emit<'_>) {
+    fn remember_request(&mut self, tenant: &TenantId, request_id: &str) {
         if !self.requests.knows(tenant, request_id) {
             self.meta.requests += 1;
-            self.requests.adopt(tenant, request_id, self.meta.requests, emit.logged_at());
+            self.requests.adopt(tenant, request_id, self.meta.requests, self.clock.live_ns);
         }
     }
 
     fn adopt_decision(&mut self, decided: &Decided, emit: &mut Emit<'_>) {
-        self.remember_request(&decided.tenant, &decided.request_id, emit);
+        self.remember_request(&decided.tenant, &decided.request_id);
         emit.row(Row::Decision(Box::new(DecisionRow {
             decision_id: decided.decision_id.clone(),
             decision_seq: decided.decision_seq,

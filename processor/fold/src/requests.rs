@@ -29,8 +29,8 @@ use crate::registry::{Device, Silence};
 pub(crate) const POLICY: (&str, u32) = ("headroom", 1);
 /// Most requests remembered; one more forgets the oldest.
 const REMEMBERED_MAX: usize = 100_000;
-/// How long a request is remembered at least, unless there are too many: a day of log time, ms.
-const REMEMBERED_MS: i64 = 86_400_000;
+/// How long a request is remembered at least, unless there are too many: a day of live clock, ns.
+const REMEMBERED_NS: i64 = 86_400 * NS_PER_S;
 /// Most tenants whose share is metered; a full share is as good as none and is forgotten first.
 const TENANTS_MAX: usize = 10_000;
 /// Key of the hash that tells whether a repeated request is the same.
@@ -45,7 +45,8 @@ pub(crate) struct Seen {
     pub request_id: String,
     /// Hash of its content.
     pub digest: u64,
-    pub at: LogTime,
+    /// When, live clock, ns: a broker whose clock jumps forgets nothing.
+    pub at_ns: i64,
 }
 
 /// The requests that were seen, oldest first.
@@ -70,7 +71,7 @@ impl Requests {
         self.by_number.insert(number, seen);
     }
 
-    fn note(&mut self, tenant: &TenantId, request: &Request, number: u64, at: LogTime) -> Novelty {
+    fn note(&mut self, tenant: &TenantId, request: &Request, number: u64, at_ns: i64) -> Novelty {
         let mut hasher = SipHasher24::new_with_key(DIGEST_KEY);
         hasher.write(&serde_json::to_vec(request).expect("requests are plain data with string keys"));
         let digest = hasher.finish();
@@ -81,14 +82,14 @@ impl Requests {
                 Novelty::Reused
             };
         }
-        self.insert(number, Seen { tenant: tenant.clone(), request_id: request.request_id().to_owned(), digest, at });
+        self.insert(number, Seen { tenant: tenant.clone(), request_id: request.request_id().to_owned(), digest, at_ns });
         self.dirty.push(number);
         Novelty::New
     }
 
     /// Remembers a request of which only the answer is known.
-    pub fn adopt(&mut self, tenant: &TenantId, request_id: &str, number: u64, at: LogTime) {
-        self.insert(number, Seen { tenant: tenant.clone(), request_id: request_id.to_owned(), digest: DIGEST_ADOPTED, at });
+    pub fn adopt(&mut self, tenant: &TenantId, request_id: &str, number: u64, at_ns: i64) {
+        self.insert(number, Seen { tenant: tenant.clone(), request_id: request_id.to_owned(), digest: DIGEST_ADOPTED, at_ns });
         self.dirty.push(number);
     }
 
@@ -97,9 +98,9 @@ impl Requests {
         self.by_id.get(tenant).is_some_and(|ids| ids.contains_key(request_id))
     }
 
-    fn forget(&mut self, now: LogTime) {
+    fn forget(&mut self, live_ns: i64) {
         while let Some((&number, seen)) = self.by_number.first_key_value()
-            && (self.by_number.len() > REMEMBERED_MAX || now.ms_since(seen.at) > REMEMBERED_MS)
+            && (self.by_number.len() > REMEMBERED_MAX || live_ns - seen.at_ns > REMEMBERED_NS)
         {
             let ids = self.by_id.get_mut(&seen.tenant);
             if let Some(ids) = ids {
@@ -143,12 +144,12 @@ impl State {
         if !self.admit(tenant, cost) {
             return self.refuse_request(tenant, Reason::RateLimited, request.request_id(), emit);
         }
-        self.requests.forget(emit.logged_at());
+        self.requests.forget(self.clock.live_ns);
         // Renewing twice is renewing once, so renewals need no memory.
         let remembered = !matches!(request, Request::Renew(_)) && shape::text("request_id", request.request_id()).is_ok();
         if remembered {
             let number = self.meta.requests + 1;
-            match self.requests.note(tenant, request, number, emit.logged_at()) {
+            match self.requests.note(tenant, request, number, self.clock.live_ns) {
                 Novelty::New => self.meta.requests = number,
                 Novelty::Repeated => return,
                 Novelty::Reused => return self.refuse_request(tenant, Reason::RequestIdReused, request.request_id(), emit),

@@ -19,6 +19,8 @@ use crate::oracle::Oracle;
 const NS_PER_S: i64 = 1_000_000_000;
 /// A lease's time to live in this simulation, ns.
 const LEASE_NS: i64 = 600 * NS_PER_S;
+/// Windows and their late parts are closed this long after their end.
+const SETTLED_S: i64 = 150;
 
 /// Judges a run; returns how many windows were compared.
 pub fn judge(world: &World) -> Result<usize> {
@@ -39,7 +41,7 @@ pub fn judge(world: &World) -> Result<usize> {
         ensure!(process.state.summary() == s, "{}: {:?}, a straight fold has {s:?}", replica.name, process.state.summary());
         let accounted = s.samples_folded + s.samples_late + s.samples_rejected + s.samples_duplicate;
         ensure!(s.samples == accounted, "{} samples, {accounted} accounted for", s.samples);
-        windows = windows_are_right(replica).with_context(|| format!("windows of {}", replica.name))?;
+        windows = windows_are_right(world, replica).with_context(|| format!("windows of {}", replica.name))?;
     }
     Ok(windows)
 }
@@ -147,8 +149,11 @@ impl Sums {
 }
 
 /// Every window in a store says what the raw frames say.
-fn windows_are_right(replica: &Replica) -> Result<usize> {
+fn windows_are_right(world: &World, replica: &Replica) -> Result<usize> {
     let store = &replica.disk;
+    // By the true time: what is younger may be open still, or have late samples that are.
+    let committed_ns = store.last_commit()?.context("a commit")?.logged_at.0 - world.broker_offset_ns;
+    let settled_s = committed_ns / NS_PER_S - SETTLED_S;
     let mut oracle = Oracle::default();
     let mut newest = i64::MIN;
     for cause in replica.causes() {
@@ -172,7 +177,7 @@ fn windows_are_right(replica: &Replica) -> Result<usize> {
             sums.entry((uuid.clone(), row.window_at.0 / NS_PER_S)).or_default().add(&row);
         }
         for ((uuid, start), found) in &sums {
-            if oracle.is_ambiguous(uuid, seconds, *start) {
+            if oracle.is_ambiguous(uuid, seconds, *start) || start + seconds > settled_s {
                 continue;
             }
             let expected = oracle.window(uuid, seconds, *start).map_or_else(Sums::default, |window| Sums {
@@ -191,11 +196,10 @@ fn windows_are_right(replica: &Replica) -> Result<usize> {
             );
             compared += 1;
         }
-        let committed = store.last_commit()?.context("a commit")?.logged_at.0 / NS_PER_S;
         for uuid in oracle.gpus() {
             for start in oracle.starts(uuid, seconds) {
                 // What is still open, or was not committed yet, stands nowhere.
-                if start + seconds + 300 < committed && !oracle.is_ambiguous(uuid, seconds, start) {
+                if start + seconds <= settled_s && !oracle.is_ambiguous(uuid, seconds, start) {
                     ensure!(sums.contains_key(&(uuid.to_owned(), start)), "{uuid} {seconds} s from {start} is missing");
                 }
             }

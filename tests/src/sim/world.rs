@@ -25,7 +25,7 @@ const STEP: Duration = Duration::from_millis(250);
 /// Steps with faults.
 const WILD_STEPS: u64 = 800;
 /// Steps without faults: enough for every window and late part to close by the live clock.
-const QUIET_STEPS: u64 = 1_200;
+const QUIET_STEPS: u64 = 1_400;
 
 /// What a run came to.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ pub struct World {
     rng: Rng,
     now: Duration,
     /// What the broker's clock shows more than the true time, ns.
-    broker_offset_ns: i64,
+    pub(super) broker_offset_ns: i64,
     /// The latest that it has ever shown to a message, ns UTC.
     newest_ns: i64,
     pub(super) log: Stream,
