@@ -163,7 +163,10 @@ async fn standing(streams: &Streams, known: u64) -> Result<(u64, Vec<CloudEvent>
     let mut events = Vec::new();
     for sequence in known + 1..=last {
         let message = streams.out.get_raw_message(sequence).await.map_err(|error| failed("reading what stands there", error.to_string()))?;
-        events.push(serde_json::from_slice(&message.payload).map_err(|error| failed("reading an event", format!("{sequence}: {error}")))?);
+        events.push(
+            serde_json::from_slice(&message.payload)
+                .map_err(|error| failed("reading an event", format!("{sequence} is {}: {error}", String::from_utf8_lossy(&message.payload))))?,
+        );
     }
     Ok((last.max(known), events))
 }

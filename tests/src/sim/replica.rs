@@ -73,6 +73,7 @@ pub struct Process {
     outputs: Vec<Arc<Output>>,
     causes: Vec<Cause>,
     out_seq: u64,
+    behind: bool,
 }
 
 /// One thing that made a state: together they are all of it.
@@ -128,7 +129,9 @@ impl Replica {
                 return Ok(Started::Waiting);
             }
             archive.insert(mark.position, (self.disk.copy_in_memory(), self.lineage.clone()));
-            let standing = out.from(state.summary().out_seq + 1, usize::MAX).map(|message| serde_json::from_slice(&message.payload));
+            let event =
+                |message: &Message| serde_json::from_slice(&message.payload).with_context(|| String::from_utf8_lossy(&message.payload).into_owned());
+            let standing = out.from(state.summary().out_seq + 1, usize::MAX).map(event);
             let new = proposal(&state, self.same_up_to(mark, log)?, out.last().max(state.summary().out_seq), standing.collect::<Result<_, _>>()?);
             let conditions = Conditions { last_on_subject: Some(newest.map_or(0, |message| message.sequence)), ..Conditions::default() };
             log.append(now.broker_ns, &subject, &serde_json::to_vec(&new)?, &conditions).map_err(|wrong| anyhow::anyhow!("{wrong:?}"))?;
@@ -157,6 +160,7 @@ impl Replica {
             outputs: Vec::new(),
             causes: Vec::new(),
             out_seq,
+            behind: false,
         });
         Ok(Started::Running)
     }
@@ -331,6 +335,9 @@ impl Process {
     }
 
     fn notice(&mut self, record: &Record) -> Result<()> {
+        if let Body::Epoch(new) = &record.body {
+            self.behind |= new.epoch > record.position.epoch;
+        }
         if let Body::Check(check) = &record.body {
             let divergence = self.checks.compare(check, self.role.replica(), LOGIC);
             ensure!(divergence.is_none(), "replicas differ: {divergence:?}");
@@ -418,9 +425,9 @@ impl Process {
         self.chain.is_empty()
     }
 
-    /// The position folded.
-    pub fn position(&self) -> Position {
-        self.follow.mark().position
+    /// Whether the log says to go on in a newer epoch.
+    pub fn is_behind(&self) -> bool {
+        self.behind
     }
 
     /// The last sequence folded.
