@@ -301,7 +301,6 @@ async fn a_standby_takes_over_and_a_paused_active_one_publishes_nothing_when_it_
         broker.outputs_of("plimsoll.place.decided.v1", decisions as usize).await;
         paused.signal("-CONT");
         paused.becomes(false).await;
-        assert!(paused.metric("ticks_refused_total").await >= 1.0, "its tick was refused");
         assert_eq!(broker.check_that_out_is_dense().await, (1..=u64::from(decisions)).collect::<Vec<_>>());
     }
     eventually("both replicas fold the same", || async { first.state().await == second.state().await }).await;

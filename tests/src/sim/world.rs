@@ -74,6 +74,8 @@ pub struct World {
     out_read: u64,
     requests: u64,
     wild: bool,
+    /// When the log was last harmed.
+    harmed_at: Option<Duration>,
     /// When a strange message gets into OUT, in the few runs in which one does.
     foreign_at: Option<Duration>,
     foreign: bool,
@@ -118,6 +120,7 @@ impl World {
             out_read: 0,
             requests: 0,
             wild: true,
+            harmed_at: None,
             foreign_at,
             foreign: false,
             fired: Fired::default(),
@@ -191,7 +194,7 @@ impl World {
         if self.fault(Fault::BrokerClockBack, 1) {
             self.broker_offset_ns -= 1_000_000_000 * self.rng.between(5, 3_600) as i64;
         }
-        if self.out.last() > 0 && self.fault(Fault::OutWentBack, 2) {
+        if self.is_settled() && self.out.last() > 0 && self.fault(Fault::OutWentBack, 2) {
             // The store of every replica keeps what it folded since its first output, so any length can be lost.
             let kept = self.out.last() - self.rng.between(1, self.out.last().min(20));
             self.out.lose_behind(kept);
@@ -200,7 +203,7 @@ impl World {
         // because OUT differs. So the log is harmed only while every state knows all that was ever in OUT, and is committed.
         let ever = self.seen_out.last_key_value().map_or(0, |(&sequence, _)| sequence).max(self.out.last());
         let knows_out = |process: &Process| process.out_seq() >= ever;
-        let safe = self.replicas.iter().all(|replica| replica.process.as_ref().is_some_and(knows_out));
+        let safe = self.is_settled() && self.replicas.iter().all(|replica| replica.process.as_ref().is_some_and(knows_out));
         if safe && self.log.last() > 0 && self.fault(Fault::LogWentBack, 2) {
             let kept = self.log.last() - self.rng.between(1, self.log.last().min(200));
             self.log.lose_behind(kept);
@@ -220,8 +223,14 @@ impl World {
         Ok(())
     }
 
+    /// Whether the last harm to the log is over: no second thing is lost while everybody finds a new place to go on from.
+    fn is_settled(&self) -> bool {
+        self.harmed_at.is_none_or(|harmed| self.now - harmed > Duration::from_secs(90))
+    }
+
     /// A log goes back or is another one only when its broker was away: every consumer is gone.
     fn everybody_reconnects(&mut self) {
+        self.harmed_at = Some(self.now);
         self.replicas.iter_mut().for_each(Replica::commit);
         self.replicas.iter_mut().filter_map(|replica| replica.process.as_mut()).for_each(Process::unsubscribe);
         // Hosts announce themselves each time they connect.
@@ -333,7 +342,7 @@ impl World {
         if self.replicas[number].process.is_some() && self.fault(Fault::ProcessorKilled, 8) {
             self.replicas[number].crash();
         }
-        if self.fault(Fault::DiskLost, 1) {
+        if self.is_settled() && self.fault(Fault::DiskLost, 1) {
             self.replicas[number] = Replica::new(self.cell.clone(), self.replicas[number].name.clone());
         }
         if self.replicas[number].process.is_none() {
