@@ -46,6 +46,10 @@ pub enum Table {
     Policies = 20,
     /// Alerts: versions by key alert_id.
     Alerts = 21,
+    /// One row per host, model and minute.
+    HostWindows1m = 13,
+    /// How long GPUs were busy, idle, throttled or unwell: versions by key (device_key, kind, started_at).
+    Episodes = 14,
 }
 
 impl Table {
@@ -65,6 +69,8 @@ impl Table {
         Table::Gaps,
         Table::Policies,
         Table::Alerts,
+        Table::HostWindows1m,
+        Table::Episodes,
     ];
 
     /// The name in SQL and in the archive.
@@ -84,6 +90,8 @@ impl Table {
             Table::Gaps => "gaps",
             Table::Policies => "policies",
             Table::Alerts => "alerts",
+            Table::HostWindows1m => "host_windows_1m",
+            Table::Episodes => "episodes",
         }
     }
 
@@ -136,6 +144,10 @@ pub enum Row {
     Policy(Box<PolicyRow>),
     /// Of `alerts`.
     Alert(Box<AlertRow>),
+    /// Of `host_windows_1m`.
+    HostWindow(Box<HostWindowRow>),
+    /// Of `episodes`.
+    Episode(Box<EpisodeRow>),
 }
 
 impl Row {
@@ -156,6 +168,8 @@ impl Row {
             Row::Gap(_) => Table::Gaps,
             Row::Policy(_) => Table::Policies,
             Row::Alert(_) => Table::Alerts,
+            Row::HostWindow(_) => Table::HostWindows1m,
+            Row::Episode(_) => Table::Episodes,
         }
     }
 }
@@ -349,6 +363,8 @@ pub struct HostRow {
     pub ram_bytes: Option<u64>,
     /// `ok`, `stale`, `lost` or `cordoned`.
     pub state: DeviceState,
+    /// How far its clock is ahead of the log's, ms, less the shortest way of a frame; negative = behind, absent = not known yet.
+    pub clock_skew_ms: Option<i64>,
 }
 
 /// What was asked.
@@ -577,6 +593,121 @@ pub struct AlertRow {
     pub resolved_at: Option<LogTime>,
     /// For people.
     pub summary: Option<String>,
+}
+
+/// A set of slots of one host: word 0 holds slots 0..=63, its lowest bit slot 0.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SlotMask {
+    words: Vec<u64>,
+}
+
+impl SlotMask {
+    /// No slot, in that many words.
+    pub fn of_words(words: usize) -> Self {
+        Self { words: vec![0; words] }
+    }
+
+    /// Adds a slot if `wanted`, with as many words as it takes.
+    pub fn set_if(&mut self, slot: Slot, wanted: bool) {
+        let (word, bit) = (usize::from(slot.0) / 64, slot.0 % 64);
+        if wanted {
+            self.words.resize(self.words.len().max(word + 1), 0);
+            self.words[word] |= 1 << bit;
+        }
+    }
+
+    /// How many slots there are.
+    pub fn count(&self) -> u32 {
+        self.words.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// The words, lowest slots first.
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+}
+
+/// The classes of free memory that host windows tell apart, GiB.
+pub const MEMORY_CLASSES_GIB: [u64; 5] = [20, 40, 64, 80, 140];
+
+/// The GPUs of one model on one host over one minute, as they were when its windows closed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostWindowRow {
+    /// Start of the minute.
+    pub window_at: EventTime,
+    /// Host.
+    pub host: HostId,
+    /// Model.
+    pub model: String,
+    /// Its pool as of the window.
+    pub pool: Option<String>,
+    /// GPUs registered, MIG instances apart.
+    pub gpus_total: u16,
+    /// GPUs neither unwell nor unknown for any of it.
+    pub gpus_up: u16,
+    /// Fewest GPUs free at once; absent = not known.
+    pub gpus_free_min: Option<u16>,
+    /// Most GPUs free at once.
+    pub gpus_free_max: Option<u16>,
+    /// Most GPUs leased at once.
+    pub gpus_alloc_max: Option<u16>,
+    /// GPUs leased and idle for all of it.
+    pub gpus_idle_alloc_min: u16,
+    /// GPUs free, healthy and not drained for all of it.
+    pub free: SlotMask,
+    /// Those of them with so much memory free for all of it, by [`MEMORY_CLASSES_GIB`].
+    pub free_by_memory: [SlotMask; 5],
+    /// Most GPUs of `free` in one NVLink domain; absent = no domain is known.
+    pub largest_free_nvlink: Option<u16>,
+    /// MIG instances registered.
+    pub mig_total: u16,
+    /// MIG instances free for all of it.
+    pub mig_free: SlotMask,
+}
+
+/// What an episode is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum EpisodeKind {
+    /// At work.
+    Busy,
+    /// Not at work.
+    Idle,
+    /// Slowed down, for a reason that NVML names.
+    Throttled,
+    /// Degraded, failed, stale or lost.
+    Unhealthy,
+    /// Leased and not at work.
+    AllocatedIdle,
+}
+
+impl EpisodeKind {
+    /// The snake_case name in SQL.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::Idle => "idle",
+            Self::Throttled => "throttled",
+            Self::Unhealthy => "unhealthy",
+            Self::AllocatedIdle => "allocated_idle",
+        }
+    }
+}
+
+/// A stretch of time in which something held for a GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpisodeRow {
+    /// GPU.
+    pub device_key: DeviceKey,
+    /// Its host.
+    pub host: HostId,
+    /// What held.
+    pub kind: EpisodeKind,
+    /// From when: by the host's clock, or the log's for `unhealthy`.
+    pub started_at: EventTime,
+    /// Until when; absent = it goes on.
+    pub ended_at: Option<EventTime>,
+    /// What shows it, for people.
+    pub evidence: Option<String>,
 }
 
 /// A sample of the recent ring, as SQL's `samples` shows it.

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BinaryArray, BooleanArray, Float32Array, Float64Array, Int16Array, Int32Array, Int64Array, StringArray, TimestampMicrosecondArray,
+    ArrayRef, BinaryArray, BooleanArray, Float32Array, Float64Array, Int16Array, Int32Array, Int64Array, ListArray, StringArray,
+    TimestampMicrosecondArray,
 };
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use plimsoll_schemas::id::{CellId, Position};
+use plimsoll_schemas::row::SlotMask;
 
 /// Key of a column's sentence in its field's metadata.
 pub const COMMENT: &str = "comment";
@@ -46,6 +48,8 @@ pub(crate) enum Get<R> {
     Bool(for<'a> fn(&Source<'a, R>) -> Option<bool>),
     Text(for<'a> fn(&Source<'a, R>) -> Option<&'a str>),
     Bytes(for<'a> fn(&Source<'a, R>) -> Option<Vec<u8>>),
+    /// A list of 64-bit words, lowest slots first; the bits of a word as SQL's signed integer.
+    Mask(for<'a> fn(&Source<'a, R>) -> Option<&'a SlotMask>),
 }
 
 /// One column of a table.
@@ -82,6 +86,7 @@ impl<R> Column<R> {
             Get::Bool(_) => DataType::Boolean,
             Get::Text(_) => DataType::Utf8,
             Get::Bytes(_) => DataType::Binary,
+            Get::Mask(_) => DataType::List(Arc::new(Field::new_list_field(DataType::Int64, true))),
         }
     }
 
@@ -96,6 +101,10 @@ impl<R> Column<R> {
             Get::Bool(get) => Arc::new(rows.iter().map(get).collect::<BooleanArray>()),
             Get::Text(get) => Arc::new(rows.iter().map(get).collect::<StringArray>()),
             Get::Bytes(get) => Arc::new(rows.iter().map(get).collect::<BinaryArray>()),
+            Get::Mask(get) => {
+                let words = |mask: &SlotMask| mask.words().iter().map(|word| Some(word.cast_signed())).collect::<Vec<_>>();
+                Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(rows.iter().map(|row| get(row).map(words))))
+            }
         }
     }
 }

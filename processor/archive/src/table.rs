@@ -11,8 +11,8 @@ use arrow::record_batch::RecordBatch;
 use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::id::CellId;
 use plimsoll_schemas::row::{
-    AlertRow, DecisionRow, DeviceEventRow, DeviceRow, GapRow, HostRow, LeaseDeviceRow, LeaseRow, PlacedRow, PolicyRow, RejectedRow, RequestRow, Row,
-    SampleRow, Table, WindowRow,
+    AlertRow, DecisionRow, DeviceEventRow, DeviceRow, EpisodeRow, GapRow, HostRow, HostWindowRow, LeaseDeviceRow, LeaseRow, PlacedRow, PolicyRow,
+    RejectedRow, RequestRow, Row, SampleRow, Table, WindowRow,
 };
 use plimsoll_schemas::sample::celsius;
 
@@ -20,7 +20,7 @@ use crate::archive::Error;
 use crate::column::{self, Column, Get, Source, int16, int32, int64};
 
 /// Version of these schemas: it stands in every manifest entry and grows when a column changes.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 static SCHEMAS: LazyLock<BTreeMap<Table, SchemaRef>> = LazyLock::new(|| Table::ALL.iter().map(|&table| (table, make_schema(table))).collect());
 static SAMPLES: LazyLock<SchemaRef> = LazyLock::new(|| column::schema(&samples()));
@@ -55,6 +55,8 @@ pub fn batch(table: Table, cell: &CellId, rows: &[PlacedRow]) -> Result<RecordBa
         Table::Gaps => build(table, cell, rows, &gaps(), |row| if let Row::Gap(row) = row { Some(row) } else { None }),
         Table::Policies => build(table, cell, rows, &policies(), |row| if let Row::Policy(row) = row { Some(row) } else { None }),
         Table::Alerts => build(table, cell, rows, &alerts(), |row| if let Row::Alert(row) = row { Some(row) } else { None }),
+        Table::HostWindows1m => build(table, cell, rows, &host_windows(), |row| if let Row::HostWindow(row) = row { Some(row) } else { None }),
+        Table::Episodes => build(table, cell, rows, &episodes(), |row| if let Row::Episode(row) = row { Some(row) } else { None }),
     }
 }
 
@@ -68,7 +70,7 @@ pub fn samples_batch(cell: &CellId, rows: &[SampleRow]) -> Result<RecordBatch, E
 /// A host's own clock is used only where nothing else is known.
 pub const fn time_column(table: Table) -> &'static str {
     match table {
-        Table::GpuWindows10s | Table::GpuWindows1m | Table::GpuWindows1h => "window_at",
+        Table::GpuWindows10s | Table::GpuWindows1m | Table::GpuWindows1h | Table::HostWindows1m => "window_at",
         Table::Devices | Table::Hosts | Table::Policies => "valid_from",
         Table::Alerts => "fired_at",
         Table::PlacementRequests => "requested_at",
@@ -78,6 +80,7 @@ pub const fn time_column(table: Table) -> &'static str {
         Table::Rejected => "logged_at",
         Table::DeviceEvents => "happened_at",
         Table::Gaps => "opened_at",
+        Table::Episodes => "started_at",
     }
 }
 
@@ -92,16 +95,17 @@ pub const fn key_columns(table: Table) -> &'static [&'static str] {
         Table::Alerts => &["alert_id"],
         Table::LeaseDevices => &["lease_id", "device_key"],
         Table::Gaps => &["host", "epoch", "class", "from_seq"],
-        Table::PlacementRequests | Table::PlacementDecisions | Table::Rejected | Table::DeviceEvents => &[],
+        Table::Episodes => &["device_key", "kind", "started_at"],
+        Table::PlacementRequests | Table::PlacementDecisions | Table::Rejected | Table::DeviceEvents | Table::HostWindows1m => &[],
     }
 }
 
-/// Whether the table holds windows.
+/// Whether the table holds windows that come in parts.
 pub const fn is_window(table: Table) -> bool {
     window_seconds(table).is_some()
 }
 
-/// The length of the table's windows, seconds; absent if it holds none.
+/// The length of the table's windows, seconds; absent if it holds none that come in parts.
 pub const fn window_seconds(table: Table) -> Option<i64> {
     match table {
         Table::GpuWindows10s => Some(10),
@@ -117,7 +121,9 @@ pub const fn window_seconds(table: Table) -> Option<i64> {
         | Table::DeviceEvents
         | Table::Gaps
         | Table::Policies
-        | Table::Alerts => None,
+        | Table::Alerts
+        | Table::HostWindows1m
+        | Table::Episodes => None,
     }
 }
 
@@ -135,6 +141,8 @@ fn make_schema(table: Table) -> SchemaRef {
         Table::Gaps => column::schema(&gaps()),
         Table::Policies => column::schema(&policies()),
         Table::Alerts => column::schema(&alerts()),
+        Table::HostWindows1m => column::schema(&host_windows()),
+        Table::Episodes => column::schema(&episodes()),
     }
 }
 
@@ -280,6 +288,11 @@ fn hosts() -> Vec<Column<HostRow>> {
         Column::new("ram_bytes", Get::Int64(|r| int64(r.row.ram_bytes?)), "Memory of the host, bytes."),
         Column::new("labels", Get::Text(|_| None), "Free labels as JSON text."),
         Column::new("state", Get::Text(|r| Some(r.row.state.code())), "Where it stands: ok, stale, lost or cordoned."),
+        Column::new(
+            "clock_skew_ms",
+            Get::Int64(|r| r.row.clock_skew_ms),
+            "How far the host's clock is ahead of the log's, ms; negative = behind, or the shortest way of a frame; NULL = not known yet.",
+        ),
         Column::new("cost_per_gpu_hour_micros", Get::Int64(|_| None), "Cost of one GPU for one hour, millionths of the currency."),
         cell(),
     ])
@@ -446,6 +459,54 @@ fn alerts() -> Vec<Column<AlertRow>> {
         Column::new("resolved_at", Get::Time(|r| Some(r.row.resolved_at?.micros())), "When it was over; NULL = it fires."),
         Column::new("summary", Get::Text(|r| r.row.summary.as_deref()), "For people."),
         stream_seq(),
+        cell(),
+    ])
+}
+
+fn host_windows() -> Vec<Column<HostWindowRow>> {
+    with_place([
+        Column::key("window_at", Get::Time(|r| Some(r.row.window_at.micros())), "Start of the half-open minute."),
+        Column::key("host", Get::Text(|r| Some(r.row.host.as_str())), "Host."),
+        Column::key("model", Get::Text(|r| Some(&r.row.model)), "Model of the GPUs."),
+        Column::new("pool", Get::Text(|r| r.row.pool.as_deref()), "Pool of the host as of the window."),
+        Column::new("gpus_total", Get::Int16(|r| int16(r.row.gpus_total)), "GPUs registered, MIG instances apart."),
+        Column::new("gpus_up", Get::Int16(|r| int16(r.row.gpus_up)), "GPUs neither unhealthy nor unknown for any of the minute."),
+        Column::new("gpus_free_min", Get::Int16(|r| int16(r.row.gpus_free_min?)), "Fewest GPUs free at once."),
+        Column::new("gpus_free_max", Get::Int16(|r| int16(r.row.gpus_free_max?)), "Most GPUs free at once."),
+        Column::new("gpus_alloc_max", Get::Int16(|r| int16(r.row.gpus_alloc_max?)), "Most GPUs leased at once."),
+        Column::new("gpus_idle_alloc_min", Get::Int16(|r| int16(r.row.gpus_idle_alloc_min)), "GPUs leased and below 5 % busy for the whole minute."),
+        Column::new(
+            "free_mask",
+            Get::Mask(|r| Some(&r.row.free)),
+            "Word 0 = slots 0..63; bit = the GPU in that slot was free, healthy, not drained for the whole minute.",
+        ),
+        Column::new("free_mask_20g", Get::Mask(|r| Some(&r.row.free_by_memory[0])), "Those of them with 20 GiB free for the whole minute."),
+        Column::new("free_mask_40g", Get::Mask(|r| Some(&r.row.free_by_memory[1])), "Those of them with 40 GiB free for the whole minute."),
+        Column::new("free_mask_64g", Get::Mask(|r| Some(&r.row.free_by_memory[2])), "Those of them with 64 GiB free for the whole minute."),
+        Column::new("free_mask_80g", Get::Mask(|r| Some(&r.row.free_by_memory[3])), "Those of them with 80 GiB free for the whole minute."),
+        Column::new("free_mask_140g", Get::Mask(|r| Some(&r.row.free_by_memory[4])), "Those of them with 140 GiB free for the whole minute."),
+        Column::new(
+            "largest_free_nvlink",
+            Get::Int16(|r| int16(r.row.largest_free_nvlink?)),
+            "Most GPUs of free_mask that reach each other by NVLink; NULL = no domain is known.",
+        ),
+        Column::new("mig_total", Get::Int16(|r| int16(r.row.mig_total)), "MIG instances registered; no other column counts them."),
+        Column::new("mig_free_mask", Get::Mask(|r| Some(&r.row.mig_free)), "MIG instances free for the whole minute, by their slots."),
+        Column::new("cpu_free_milli_min", Get::Int64(|_| None), "Least CPU free, thousandths of a core."),
+        Column::new("ram_free_bytes_min", Get::Int64(|_| None), "Least memory of the host free, bytes."),
+        Column::new("final", Get::Bool(|_| Some(true)), "Whether nothing more is expected: always, late samples change no mask."),
+        cell(),
+    ])
+}
+
+fn episodes() -> Vec<Column<EpisodeRow>> {
+    with_place([
+        Column::key("device_key", Get::Int64(|r| Some(r.row.device_key.0)), "GPU."),
+        Column::new("host", Get::Text(|r| Some(r.row.host.as_str())), "Its host."),
+        Column::key("kind", Get::Text(|r| Some(r.row.kind.code())), "busy, idle, throttled, unhealthy or allocated_idle."),
+        Column::key("started_at", Get::Time(|r| Some(r.row.started_at.micros())), "From when, by the host's clock; by the log's for unhealthy."),
+        Column::new("ended_at", Get::Time(|r| Some(r.row.ended_at?.micros())), "Until when; NULL = it goes on."),
+        Column::new("evidence", Get::Text(|r| r.row.evidence.as_deref()), "What shows it: mean utilisation, throttle reasons, or what happened."),
         cell(),
     ])
 }

@@ -9,6 +9,7 @@ use plimsoll_schemas::time::{EventTime, NS_PER_MS, NS_PER_S};
 use crate::State;
 use crate::clock::floor;
 use crate::emit::Emit;
+use crate::host_window::DeviceMinute;
 use crate::registry::{Device, Host, Use};
 use crate::window::{PANE_NS, Pane, expected};
 
@@ -42,6 +43,8 @@ impl State {
     fn close_until(&mut self, host: u32, limit_ns: i64, budget: usize, emit: &mut Emit<'_>) -> usize {
         let mut at_ns = self.registry.hosts[host as usize].closed_ns;
         let devices = std::mem::take(&mut self.registry.hosts[host as usize].devices);
+        // A GPU that left its host closed its minutes alone.
+        self.closed_minutes.clear();
         let mut closed = 0;
         while at_ns < limit_ns && closed < budget {
             if limit_ns - at_ns > WALK_NS {
@@ -51,6 +54,7 @@ impl State {
             for &device in &devices {
                 self.close_device_window(device, at_ns, emit);
             }
+            self.close_host_minutes(host, &devices, emit);
             at_ns += PANE_NS;
             closed += 1;
         }
@@ -105,7 +109,9 @@ impl State {
             if let Some(hour) = device.hour.take_if(|hour| hour.start_ns != hour_ns) {
                 self.close_coarse(number, Tier::Hour, hour, emit);
             }
-            self.registry.device_mut(number).hour.get_or_insert_with(|| Pane::new(hour_ns)).merge(&minute);
+            let device = self.registry.device_mut(number);
+            device.hour.get_or_insert_with(|| Pane::new(hour_ns)).merge(&minute);
+            self.closed_minutes.push(DeviceMinute::of(number, device, &minute));
             self.close_coarse(number, Tier::Minute, minute, emit);
         }
         if let Some(hour) = self.registry.device_mut(number).hour.take_if(|pane| ended(pane, Tier::Hour)) {

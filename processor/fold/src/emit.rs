@@ -87,7 +87,9 @@ impl<'a> Emit<'a> {
             | Row::DeviceEvent(_)
             | Row::Gap(_)
             | Row::Policy(_)
-            | Row::Alert(_) => {
+            | Row::Alert(_)
+            | Row::HostWindow(_)
+            | Row::Episode(_) => {
                 self.scratch = postcard::to_extend(&row, std::mem::take(&mut self.scratch)).expect(plain);
             }
         }

@@ -14,10 +14,13 @@ use crate::State;
 use crate::clock::floor;
 use crate::control::ns;
 use crate::emit::Emit;
+use crate::episodes::Observed;
+use crate::late::{BACKFILL_NS_MAX, LATE_NS_MAX};
 use crate::liveness::stale_ns;
 use crate::ranges::Seen;
 use crate::refuse::Refusal;
 use crate::registry::{Current, NO_DEVICE, Recent, Silence};
+use crate::skew::is_fresh;
 use crate::window::{Arrival, PANE_NS};
 
 /// Longest interval that is believed, ms.
@@ -99,13 +102,17 @@ impl State {
         let newest = frame.ticks.iter().map(|tick| tick.sampled_at).filter(|&at| believed(at)).max();
         let interval_ms = frame.interval_ms.clamp(1, INTERVAL_MS_MAX);
         let settings = self.meta.settings;
+        if let (Some(said), false) = (frame.ticks.iter().map(|tick| tick.sampled_at.0).max(), frame.backfill) {
+            self.note_skew(host, said, emit);
+        }
+        let skew = &self.registry.hosts[host as usize].skew;
         let context = Context {
             host,
             epoch: frame.epoch,
             sequence: frame.sequence,
             interval_ms: i64::from(interval_ms),
             late_ns: ns(if frame.backfill { settings.backfill_ms } else { settings.lateness_ms }),
-            fresh: !frame.backfill && newest.is_some_and(|at| logged_at.0.saturating_sub(at.0) < stale_ns(interval_ms, &settings)),
+            fresh: !frame.backfill && newest.is_some_and(|at| is_fresh(at.0, logged_at, skew, stale_ns(interval_ms, &settings))),
         };
         if context.fresh {
             self.host_heard(host, emit);
@@ -190,6 +197,8 @@ impl State {
             self.meta.counters.late += 1;
             self.add_late(number, start_ns, &arrival, emit);
         }
+        let lost = self.registry.devices[number as usize].facts.silence == Silence::Lost;
+        self.follow(number, &Observed { lost, at, held_ms, interval_ms: context.interval_ms, leased, sample }, emit);
         if context.fresh {
             self.pulse(number, sample, emit);
             if newest {

@@ -18,6 +18,7 @@ use crate::frames::INTERVAL_MS_MAX;
 use crate::ranges::{HostRanges, Seen};
 use crate::refuse::{Limiter, Refusal};
 use crate::registry::{DEVICES_MAX, Facts, HOSTS_MAX, Health, Host, HostFacts, INVENTORIES_MAX, Known, NO_DEVICE, Pulse, Silence, Use};
+use crate::skew::Skew;
 use crate::state_time::Cause;
 use crate::window::PANE_NS;
 
@@ -52,6 +53,7 @@ impl State {
         let numbers = self.register_gpus(host, inventory, emit);
         self.retire_missing(host, &numbers, emit);
         self.set_devices(host, inventory, numbers);
+        self.recount(host, emit.logged_at());
         if new || changed {
             self.publish_host(host, if new { "registered" } else { "changed" }, emit);
         }
@@ -90,6 +92,8 @@ impl State {
             valid_from: now,
             published: DeviceState::Ok,
             limiter: Limiter::default(),
+            skew: Skew::default(),
+            tallies: Vec::new(),
             ranges: HostRanges::default(),
             forgotten_epoch: 0,
             dirty: true,
@@ -166,6 +170,7 @@ impl State {
             silence: Silence::Heard,
             using: Use::Unknown,
             credited_ms: now.millis(),
+            unwell: None,
         });
         self.registry.devices[number as usize].pulse = Pulse { heard_ns: self.clock.live_ns, ..Pulse::default() };
         let state = self.stands(number);
@@ -184,6 +189,7 @@ impl State {
             self.retire(number, "moved", emit);
             let other = self.registry.devices[number as usize].facts.host;
             self.registry.host_mut(other).devices.retain(|&d| d != number);
+            self.recount(other, emit.logged_at());
         }
         let facts = &self.registry.devices[number as usize].facts;
         let returns = facts.retired;
@@ -204,7 +210,7 @@ impl State {
             device.facts.registered_at = emit.logged_at();
             device.facts.credited_ms = emit.logged_at().millis();
             device.facts.silence = Silence::Heard;
-            device.pulse = Pulse { heard_ns: live_ns, ..Pulse::default() };
+            device.pulse = Pulse { heard_ns: live_ns, sessions: device.pulse.sessions, ..Pulse::default() };
             device.pulse_dirty = true;
         }
         let state = self.stands(number);
@@ -225,6 +231,7 @@ impl State {
     /// Ends what is open for a GPU. Its leases keep what they hold: nothing becomes free by silence.
     fn retire(&mut self, number: u32, cause: &str, emit: &mut Emit<'_>) {
         self.close_all(number, emit);
+        self.end_episodes(number, emit);
         self.close_device_version(number, emit);
         let device = self.registry.device_mut(number);
         device.facts.retired = true;

@@ -23,6 +23,9 @@ mod xid;
 mod thermal;
 mod faults;
 mod health;
+mod skew;
+mod host_window;
+mod episodes;
 pub mod control;
 pub mod pace;
 mod policies;
@@ -52,6 +55,7 @@ use crate::clock::Clock;
 use crate::control::Sealed;
 use crate::emit::Chain;
 use crate::gaps::Turn;
+use crate::host_window::DeviceMinute;
 use crate::leases::Leases;
 use crate::policies::Policies;
 use crate::refuse::{Announcer, Limiter};
@@ -127,6 +131,8 @@ pub struct State {
     turns: Vec<Turn>,
     /// How many ranges this record may still ask for.
     asks_left: usize,
+    /// Minutes of GPUs that closed with the windows being closed.
+    closed_minutes: Vec<DeviceMinute>,
     /// Keys of panes that closed since the last commit and stand in the store.
     closed_panes: BTreeSet<Vec<u8>>,
     dirty_parts: BTreeSet<(u32, Tier, i64)>,
@@ -192,6 +198,7 @@ impl State {
             scratch: Vec::new(),
             turns: Vec::new(),
             asks_left: 0,
+            closed_minutes: Vec::new(),
             closed_panes: BTreeSet::new(),
             dirty_parts: BTreeSet::new(),
             dropped_ranges: Vec::new(),

@@ -76,6 +76,9 @@ impl State {
                 device.pulse.calm_ns = None;
                 device.pulse_dirty = true;
                 self.restate(d, Cause::of(cause(now)), emit);
+                if now == Silence::Lost {
+                    self.suspend_sessions(d, emit);
+                }
             }
         }
         if self.registry.hosts[number as usize].silence == Silence::Lost {

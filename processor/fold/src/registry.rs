@@ -11,10 +11,13 @@ use plimsoll_schemas::time::{EventTime, LogTime};
 use serde::{Deserialize, Serialize};
 
 use crate::check::Limits;
+use crate::episodes::{Sessions, Unwell};
 use crate::faults::Faults;
+use crate::host_window::Tally;
 use crate::ranges::HostRanges;
 use crate::refuse::Limiter;
 use crate::ring::Ring;
+use crate::skew::Skew;
 use crate::window::{PANE_NS, Pane};
 
 /// Most hosts in a cell; the next one is refused with `limit_reached`.
@@ -90,6 +93,10 @@ pub(crate) struct Host {
     pub published: DeviceState,
     /// Bound on rows of `rejected`.
     pub limiter: Limiter,
+    /// How far its clock is from the log's.
+    pub skew: Skew,
+    /// How many GPUs of each model are free and leased, sorted by model.
+    pub tallies: Vec<Tally>,
     #[serde(skip)]
     pub ranges: HostRanges,
     pub forgotten_epoch: u64,
@@ -176,6 +183,8 @@ pub(crate) struct Facts {
     pub using: Use,
     /// State time is credited up to here, log time in ms.
     pub credited_ms: i64,
+    /// The episode of being unwell that goes on.
+    pub unwell: Option<Unwell>,
 }
 
 /// What changes with every sample.
@@ -188,6 +197,8 @@ pub(crate) struct Pulse {
     pub heard_ns: i64,
     /// Live clock since when every fresh sample showed it empty, ns.
     pub calm_ns: Option<i64>,
+    /// Episodes that follow samples.
+    pub sessions: Sessions,
 }
 
 /// A sample of the recent ring.

@@ -85,6 +85,8 @@ impl State {
             let device = self.registry.device_mut(number);
             device.facts.using = using;
             device.facts_dirty = true;
+            let host = device.facts.host;
+            self.recount(host, emit.logged_at());
         }
         let facts = &self.registry.devices[number as usize].facts;
         let moved = state != facts.published && !facts.retired;
@@ -137,6 +139,7 @@ impl State {
         let host = &self.registry.hosts[device.facts.host as usize].id;
         emit.row(Row::Device(Box::new(device_row(device, host, None))));
         self.say_device(number, state, cause, emit);
+        self.note_unwell(number, state, cause, emit);
     }
 
     /// Ends the version that stands in `devices`, unless it began at this very instant and is about to be replaced. Call before the
@@ -177,7 +180,14 @@ impl State {
         );
     }
 
-    /// Closes the version of a host that stands in `hosts`, opens the next one and says so.
+    /// Opens the next version of a host in `hosts`, without a word about it elsewhere.
+    pub(crate) fn open_host_version(&mut self, number: u32, emit: &mut Emit<'_>) {
+        let host = self.registry.host_mut(number);
+        host.valid_from = emit.logged_at();
+        emit.row(Row::Host(Box::new(host_row(host, None))));
+    }
+
+    /// Opens the next version of a host in `hosts` and says what moved it.
     pub(crate) fn publish_host(&mut self, number: u32, cause: &str, emit: &mut Emit<'_>) {
         let now = emit.logged_at();
         let host = self.registry.host_mut(number);
@@ -187,9 +197,9 @@ impl State {
             Silence::Heard if host.cordoned => DeviceState::Cordoned,
             Silence::Heard => DeviceState::Ok,
         };
-        host.valid_from = now;
         host.published = state;
-        emit.row(Row::Host(Box::new(host_row(host, None))));
+        self.open_host_version(number, emit);
+        let host = &self.registry.hosts[number as usize];
         emit.row(Row::DeviceEvent(Box::new(DeviceEventRow {
             happened_at: EventTime(now.0),
             device_key: None,
@@ -262,5 +272,6 @@ fn host_row(host: &Host, valid_to: Option<LogTime>) -> HostRow {
         cpu_cores: host.facts.cpu_cores,
         ram_bytes: host.facts.ram_bytes,
         state: host.published,
+        clock_skew_ms: host.skew.published_ms,
     }
 }

@@ -365,7 +365,9 @@ fn placements_hold(seed: u64, effects: &Effects) {
                 | Row::DeviceEvent(_)
                 | Row::Gap(_)
                 | Row::Policy(_)
-                | Row::Alert(_) => {}
+                | Row::Alert(_)
+                | Row::HostWindow(_)
+                | Row::Episode(_) => {}
             }
         }
         for device in leased {

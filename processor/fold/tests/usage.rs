@@ -13,7 +13,7 @@ use plimsoll_schemas::out::{DeviceState, GapState, LeaseState};
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::row::{PlacedRow, Row, StateTime, Tier};
 use plimsoll_schemas::time::{NS_PER_MS, NS_PER_S};
-use support::{Plan, cell, scenario};
+use support::{Plan, TOTAL, cell, scenario};
 
 const TIERS: [Tier; 3] = [Tier::TenSeconds, Tier::Minute, Tier::Hour];
 /// A sample whose frame is this old may or may not be a sign of life: the exact bound depends on the host's clock, ns.
@@ -165,7 +165,9 @@ impl Model {
             | Row::Rejected(_)
             | Row::DeviceEvent(_)
             | Row::Policy(_)
-            | Row::Alert(_) => {}
+            | Row::Alert(_)
+            | Row::HostWindow(_)
+            | Row::Episode(_) => {}
         }
     }
 
@@ -271,6 +273,69 @@ fn expected(track: &Track, from_ms: i64, to_ms: i64) -> (StateTime, BTreeMap<(St
     (state, holders, unsure)
 }
 
+/// Every host window against the stretches of its GPUs: which were free throughout, and how many at once.
+fn host_windows_equal_the_model(seed: u64, model: &Model, rows: &[PlacedRow]) -> u32 {
+    let mut keys: BTreeSet<(String, i64)> = BTreeSet::new();
+    let mut memory: BTreeMap<(DeviceKey, i64), i64> = BTreeMap::new();
+    let mut free_bits = 0;
+    for row in rows {
+        if let Row::Window(Tier::Minute, window) = &row.row
+            && window.part == 0
+        {
+            memory.extend(window.stats.memory_used_bytes_max.map(|used| ((window.device_key, window.window_at.0), TOTAL as i64 - used)));
+        }
+        let Row::HostWindow(row) = &row.row else { continue };
+        assert!(keys.insert((row.host.to_string(), row.window_at.0)), "seed {seed}: {} twice at {:?}", row.host, row.window_at);
+        let (from_ms, to_ms) = (row.window_at.millis(), row.window_at.millis() + 60_000);
+        let of_host: BTreeMap<u8, DeviceKey> =
+            model.slots.iter().filter(|((host, ..), _)| host == row.host.as_str()).flat_map(|(_, slots)| slots.clone()).collect();
+        // Who leaves the host, or comes, around the minute is in it or not by the moment it closes.
+        let settled = |track: &Track| {
+            let near = from_ms..to_ms + 200_000;
+            track.registered.iter().all(|(from, to)| !near.contains(from) && !near.contains(to)) && !track.stretches.iter().any(|s| s.unsure)
+        };
+        if !of_host.values().all(|device| settled(&model.tracks[device])) {
+            continue;
+        }
+        let within = |device: &DeviceKey, using: Using| -> Vec<(i64, i64)> {
+            let stretches = model.tracks[device].stretches.iter().filter(move |stretch| stretch.using == using);
+            stretches.map(|s| (s.from_ms.max(from_ms), s.to_ms.min(to_ms))).filter(|(from, to)| from < to).collect()
+        };
+        let (mut free, mut roomy) = (0, 0);
+        for (slot, device) in &of_host {
+            let throughout = within(device, Using::Free).iter().map(|(from, to)| to - from).sum::<i64>() == 60_000;
+            free |= u64::from(throughout) << slot;
+            let spare = memory.get(&(*device, row.window_at.0)).copied().unwrap_or(0);
+            roomy |= u64::from(throughout && spare >= 64 << 30) << slot;
+        }
+        let about = format!("seed {seed}: {row:?}");
+        assert_eq!((row.free.words(), row.free_by_memory[2].words()), (&[free][..], &[roomy][..]), "{about}");
+        free_bits += free.count_ones();
+        // At once: between any two changes of any GPU.
+        let edges: BTreeSet<i64> = of_host
+            .values()
+            .flat_map(|device| model.tracks[device].stretches.iter().flat_map(|s| [s.from_ms, s.to_ms]))
+            .filter(|ms| (from_ms..to_ms).contains(ms))
+            .chain([from_ms])
+            .collect();
+        let stalled = of_host.values().any(|device| !covered(&model.tracks[device], from_ms, to_ms));
+        if stalled {
+            continue;
+        }
+        let at_once =
+            |using: Using, ms: i64| of_host.values().filter(|d| within(d, using).iter().any(|(from, to)| (*from..*to).contains(&ms))).count() as u16;
+        let (frees, leased): (Vec<u16>, Vec<u16>) = edges.iter().map(|&ms| (at_once(Using::Free, ms), at_once(Using::Allocated, ms))).unzip();
+        let (least, most) = (frees.iter().min().copied(), frees.iter().max().copied());
+        assert_eq!((row.gpus_free_min, row.gpus_free_max, row.gpus_alloc_max), (least, most, leased.iter().max().copied()), "{about}");
+    }
+    free_bits
+}
+
+/// Whether the model knows of all of that time.
+fn covered(track: &Track, from_ms: i64, to_ms: i64) -> bool {
+    track.stretches.iter().map(|s| (s.to_ms.min(to_ms) - s.from_ms.max(from_ms)).max(0)).sum::<i64>() == to_ms - from_ms
+}
+
 /// How much was compared, so that a test can say that it meant something.
 #[derive(Debug, Default)]
 struct Compared {
@@ -278,6 +343,7 @@ struct Compared {
     idle: u32,
     held: u32,
     late_xids: u32,
+    free_bits: u32,
 }
 
 fn check(seed: u64, plan: Plan) -> Compared {
@@ -286,7 +352,7 @@ fn check(seed: u64, plan: Plan) -> Compared {
     records.iter().for_each(|record| state.step(record, &mut effects));
     let model = Model::of(&records, &effects.rows);
     let wholes = wholes(&effects.rows);
-    let mut compared = Compared::default();
+    let mut compared = Compared { free_bits: host_windows_equal_the_model(seed, &model, &effects.rows), ..Compared::default() };
     for (key @ &(tier, device, at_ns), whole) in &wholes {
         let track = &model.tracks[&device];
         let (from_ms, to_ms) = (at_ns / NS_PER_MS, at_ns / NS_PER_MS + tier.seconds() * 1_000);
@@ -334,14 +400,15 @@ fn check(seed: u64, plan: Plan) -> Compared {
 #[test]
 fn state_time_holders_and_xids_equal_the_model() {
     let mut sum = Compared::default();
-    for seed in 400..=405 {
-        let compared = check(seed, Plan { hosts: 3, gpus: 2, seconds: 3_000, stalls: false, tenants: true, churn: false });
+    for seed in 400..=407 {
+        let compared = check(seed, Plan { hosts: 3, gpus: 2, seconds: 3_000, stalls: false, tenants: seed % 4 != 0, churn: false });
         sum.windows += compared.windows;
         sum.idle += compared.idle;
         sum.held += compared.held;
         sum.late_xids += compared.late_xids;
+        sum.free_bits += compared.free_bits;
     }
-    assert!(sum.windows > 10_000 && sum.idle > 100 && sum.held > 100 && sum.late_xids > 0, "{sum:?}");
+    assert!(sum.windows > 10_000 && sum.idle > 100 && sum.held > 100 && sum.late_xids > 0 && sum.free_bits > 100, "{sum:?}");
 }
 
 #[test]

@@ -57,7 +57,9 @@ pub fn encode_row(row: &Row) -> Vec<u8> {
         | Row::DeviceEvent(_)
         | Row::Gap(_)
         | Row::Policy(_)
-        | Row::Alert(_) => postcard_of(POSTCARD, row),
+        | Row::Alert(_)
+        | Row::HostWindow(_)
+        | Row::Episode(_) => postcard_of(POSTCARD, row),
     }
 }
 

@@ -90,6 +90,7 @@ fn every_kind_of_row_reads_back_as_it_was() {
         cpu_cores: None,
         ram_bytes: Some(1 << 40),
         state: DeviceState::Ok,
+        clock_skew_ms: None,
     };
     let mut window = WindowRow {
         window_at: EventTime(10),

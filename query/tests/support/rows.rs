@@ -137,6 +137,7 @@ pub fn host_row(sequence: u64, gpu: u16, valid_from_s: i64) -> PlacedRow {
         cpu_cores: Some(96),
         ram_bytes: Some(1 << 40),
         state: DeviceState::Ok,
+        clock_skew_ms: None,
     };
     placed(sequence, 900, Row::Host(Box::new(row)))
 }
