@@ -7,7 +7,7 @@ use std::time::Duration;
 use plimsoll_query::clock;
 use plimsoll_query::service::Config;
 use plimsoll_schemas::out::{DeviceState, LeaseState, Outcome};
-use plimsoll_schemas::row::{Last, PlacedRow, Row, SampleRow, Table, Tier};
+use plimsoll_schemas::row::{EpisodeKind, Last, PlacedRow, Row, SampleRow, Table, Tier};
 use plimsoll_schemas::sample::{Field, Sample};
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_S};
 use serde_json::{Value, json};
@@ -163,6 +163,35 @@ async fn of_versions_the_newest_holds() {
     assert_eq!(json!(cell.rows("SELECT lease_id, state, end_reason FROM leases").await), json!([["lease-r1", "ended", "released"]]));
     assert_eq!(json!(cell.rows("SELECT state FROM leases WHERE state = 'active'").await), json!([]), "an old version is no answer");
     assert_eq!(json!(cell.rows("SELECT device_key, to_at FROM lease_devices").await), json!([[key(0), "1970-01-01T00:01:20Z"]]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn masks_of_host_windows_and_versions_of_episodes_are_the_same_sealed_and_unsealed() {
+    let rows = vec![
+        rows::host_window(1, 60, &[0, 63, 65]),
+        rows::episode(2, EpisodeKind::Busy, 10, None, "mean 90 %"),
+        rows::episode(3, EpisodeKind::Throttled, 20, None, "sw_power_cap"),
+        rows::host_window(5, 120, &[1]),
+        rows::episode(6, EpisodeKind::Busy, 10, Some(70), "mean 80 %"),
+    ];
+    let cell = Cell::with(rows, 3, |_| ()).await;
+    let sql =
+        "SELECT window_at, gpus_free_min, gpus_alloc_max, free_mask, free_mask_20g, free_mask_40g, final FROM host_windows_1m ORDER BY window_at";
+    assert_eq!(
+        json!(cell.rows(sql).await),
+        json!([
+            ["1970-01-01T00:01:00Z", 3, null, [1 | i64::MIN, 2], [1, 0], [0, 0], true],
+            ["1970-01-01T00:02:00Z", 1, null, [2, 0], [2, 0], [0, 0], true],
+        ])
+    );
+    let pg = cell.pg().await;
+    let masks: Vec<Vec<i64>> =
+        pg.query("SELECT free_mask FROM host_windows_1m ORDER BY window_at", &[]).await.expect("answered").iter().map(|row| row.get(0)).collect();
+    assert_eq!(masks, [[1 | i64::MIN, 2], [2, 0]]);
+    assert_eq!(
+        json!(cell.rows("SELECT kind, started_at, ended_at, evidence FROM episodes ORDER BY kind").await),
+        json!([["busy", "1970-01-01T00:00:10Z", "1970-01-01T00:01:10Z", "mean 80 %"], ["throttled", "1970-01-01T00:00:20Z", null, "sw_power_cap"],])
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -101,6 +101,24 @@ fn agree(table: &str, window_s: i64, sql: &BTreeMap<(String, i64), SqlWindow>, o
     Ok(sql.len())
 }
 
+/// Every host window has exactly the slots free whose GPUs were free for its whole minute; returns how many agreed.
+async fn host_windows_agree(client: &tokio_postgres::Client) -> Result<usize> {
+    let hosts = client.query("SELECT host, date_part('epoch', window_at)::bigint, gpus_total, free_mask FROM host_windows_1m", &[]).await?;
+    // Asked for later, so that no window of a GPU is missing.
+    let sql = "SELECT w.host, date_part('epoch', w.window_at)::bigint, d.slot FROM gpu_windows_1m w JOIN devices d ON d.device_key = w.device_key \
+               WHERE d.valid_to IS NULL AND w.free_ms >= 60000";
+    let mut free: BTreeMap<(String, i64), i64> = BTreeMap::new();
+    for row in client.query(sql, &[]).await? {
+        *free.entry((row.try_get(0)?, row.try_get(1)?)).or_default() |= 1i64 << row.try_get::<_, i16>(2)?;
+    }
+    for row in &hosts {
+        let (key, total, mask): ((String, i64), i16, Vec<i64>) = ((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?, row.try_get(3)?);
+        let expected = free.get(&key).copied().unwrap_or(0);
+        ensure!((total, mask.as_slice()) == (4, &[expected]), "{key:?}: {total} GPUs, free {mask:?}, by their windows {expected}");
+    }
+    Ok(hosts.len())
+}
+
 async fn oracle_of(up: &Up) -> Result<Oracle> {
     let mut oracle = Oracle::default();
     for (sequence, subject, payload) in up.stream(LOG).await? {
@@ -146,6 +164,15 @@ async fn windows_in_sql_equal_those_recomputed_from_the_raw_frames_before_and_af
         eprintln!("{table}: {agreed} windows agree with the raw frames");
         before.insert(table, agreed);
     }
+    let minutes = host_windows_agree(&client).await?;
+    ensure!(minutes >= 3, "{minutes} host windows for three hosts");
+    eventually(async || {
+        let skewed = count(&client, "hosts WHERE valid_to IS NULL AND clock_skew_ms <= 100").await?;
+        let episodes = count(&client, "episodes").await?;
+        ensure!(skewed == 3 && episodes > 0, "the clocks of {skewed} hosts are known, {episodes} episodes");
+        Ok(())
+    })
+    .await?;
     out_is_dense(&up).await?;
     up.stop().await?;
 
@@ -157,6 +184,8 @@ async fn windows_in_sql_equal_those_recomputed_from_the_raw_frames_before_and_af
         eprintln!("{table}: {agreed} windows agree after sealing and a restart");
         ensure!(agreed >= before[table], "{table} fell from {} to {agreed}", before[table]);
     }
+    let agreed = host_windows_agree(&client).await?;
+    ensure!(agreed >= minutes, "host windows fell from {minutes} to {agreed}");
     out_is_dense(&up).await?;
     up.stop().await
 }

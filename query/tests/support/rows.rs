@@ -5,8 +5,8 @@ use plimsoll_schemas::inventory::{Gpu, Placement};
 use plimsoll_schemas::out::{DeviceState, LeaseState, Outcome};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::row::{
-    DecisionRow, DeviceEventRow, DeviceRow, HostRow, Last, LeaseDeviceRow, LeaseRow, PlacedRow, RejectedRow, RequestRow, Row, StateTime, Stats, Tier,
-    WindowRow,
+    DecisionRow, DeviceEventRow, DeviceRow, EpisodeKind, EpisodeRow, HostRow, HostWindowRow, Last, LeaseDeviceRow, LeaseRow, PlacedRow, RejectedRow,
+    RequestRow, Row, SlotMask, StateTime, Stats, Tier, WindowRow,
 };
 use plimsoll_schemas::sketch::Sketch;
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_S};
@@ -235,4 +235,43 @@ pub fn event(sequence: u64, at_s: i64) -> PlacedRow {
         detail: None,
     };
     placed(sequence, 906, Row::DeviceEvent(Box::new(row)))
+}
+
+/// A minute of a host with slots 0..=65, in which those given were free, and of them the first one with memory to spare.
+pub fn host_window(sequence: u64, window_s: i64, free: &[u8]) -> PlacedRow {
+    let mask = |slots: &[u8]| {
+        let mut mask = SlotMask::of_words(2);
+        slots.iter().for_each(|&slot| mask.set_if(Slot(slot), true));
+        mask
+    };
+    let row = HostWindowRow {
+        window_at: EventTime(window_s * NS_PER_S),
+        host: host(0),
+        model: MODEL.to_owned(),
+        pool: None,
+        gpus_total: 66,
+        gpus_up: 66,
+        gpus_free_min: Some(free.len() as u16),
+        gpus_free_max: Some(free.len() as u16 + 1),
+        gpus_alloc_max: None,
+        gpus_idle_alloc_min: 0,
+        free: mask(free),
+        free_by_memory: std::array::from_fn(|class| mask(if class == 0 { &free[..1] } else { &[] })),
+        largest_free_nvlink: None,
+        mig_total: 0,
+        mig_free: mask(&[]),
+    };
+    placed(sequence, 907, Row::HostWindow(Box::new(row)))
+}
+
+pub fn episode(sequence: u64, kind: EpisodeKind, from_s: i64, to_s: Option<i64>, evidence: &str) -> PlacedRow {
+    let row = EpisodeRow {
+        device_key: key(0),
+        host: host(0),
+        kind,
+        started_at: EventTime(from_s * NS_PER_S),
+        ended_at: to_s.map(|at| EventTime(at * NS_PER_S)),
+        evidence: Some(evidence.to_owned()),
+    };
+    placed(sequence, 908, Row::Episode(Box::new(row)))
 }
