@@ -12,6 +12,7 @@ use plimsoll_schemas::time::EventTime;
 use plimsoll_schemas::validate::{Context, FUTURE_MS_AGENT, POWER_MAX_MW, Registered, Violation, validate};
 
 use crate::source::{GpuReading, Held, HostFacts, HostTick};
+use crate::wear::Wear;
 
 /// A wall clock that moves by more than this against CLOCK_BOOTTIME between two ticks has been set, ms.
 pub const CLOCK_STEP_MS: i64 = 250;
@@ -46,6 +47,8 @@ struct Device {
     energy: Option<Energy>,
     /// What was last believed.
     last: Sample,
+    /// What was last said about its memory.
+    wear: Wear,
 }
 
 #[derive(Debug)]
@@ -169,7 +172,15 @@ impl Host {
                     };
                     gpu.slot = Slot(slot);
                     changed = true;
-                    self.devices.push(Device { gpu, named: true, missing_ticks: 0, lost: false, energy: None, last: Sample::default() });
+                    self.devices.push(Device {
+                        gpu,
+                        named: true,
+                        missing_ticks: 0,
+                        lost: false,
+                        energy: None,
+                        last: Sample::default(),
+                        wear: Wear::default(),
+                    });
                 }
             }
         }
@@ -247,6 +258,7 @@ impl Host {
                 outcome.unknown += 1;
                 continue;
             };
+            let wear = reading.wear;
             let (sample, violations) = device.judge(reading, tick.sampled_at, judged_at, boot_ns);
             outcome.refused.extend(violations.iter().map(|violation| violation.reason));
             self.pending.rejected.extend(violations.into_iter().map(|Violation { field, reason, raw }| Rejected {
@@ -259,6 +271,8 @@ impl Host {
             outcome.samples += u64::from(!sample.is_empty());
             device.last = sample;
             device.missing_ticks = 0;
+            let news = device.wear.take(wear, sample.ecc_uncorrected());
+            outcome.noticed.extend(news.into_iter().map(|kind| Noticed { uuid: Some(device.gpu.uuid.clone()), kind, detail: None }));
             if std::mem::take(&mut device.lost) {
                 outcome.noticed.push(Noticed { uuid: Some(device.gpu.uuid.clone()), kind: EventKind::GpuReturned, detail: None });
             }
@@ -391,6 +405,7 @@ mod tests {
     use super::*;
     use crate::source::Delivery;
     use plimsoll_schemas::inventory::Placement;
+    use plimsoll_schemas::inventory::Remap;
     use plimsoll_schemas::reading::Reading;
 
     const START: EventTime = EventTime(1_800_000_000_000_000_000);
@@ -525,6 +540,19 @@ mod tests {
         assert_eq!(noticed, [EventKind::GpuLost]);
         let outcome = host.observe(tick(5_000, 5_000, &[("A", None), ("B", None), ("X", None)]), START);
         assert_eq!((outcome.noticed[0].kind.clone(), outcome.unknown), (EventKind::GpuReturned, 1));
+    }
+
+    #[test]
+    fn rows_that_wait_to_be_replaced_are_said_once_about_their_gpu() {
+        let mut host = host(&["A", "B"], 1);
+        let worn = |second: i64| {
+            let mut tick = tick(second * 1_000, second as u64 * 1_000, &[("A", None), ("B", None)]);
+            tick.gpus[1].wear = Wear { remap: Some(Remap::Pending), rows: Some(3), ..Wear::default() };
+            tick
+        };
+        let said: Vec<_> = (0..3).flat_map(|second| host.observe(worn(second), START).noticed).collect();
+        let kind = EventKind::Remap { state: Remap::Pending, rows: 3 };
+        assert_eq!(said, [Noticed { uuid: Some("B".parse().expect("valid")), kind, detail: None }]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod config;
 pub mod source;
 pub mod sampler;
 pub mod record;
+pub mod wear;
 pub mod host;
 pub mod buffer;
 pub mod kept;

@@ -16,6 +16,7 @@ use plimsoll_schemas::time::EventTime;
 use plimsoll_schemas::validate::Violation;
 
 use crate::clock::Stop;
+use crate::wear::Wear;
 
 /// Most signals waiting for the collector. A source that finds it full waits, so it loses ticks rather than memory.
 pub const SIGNALS_MAX: usize = 4_096;
@@ -107,12 +108,14 @@ pub struct GpuReading {
     pub energy_counter_mj: Option<Number>,
     /// What the source itself knows to be no value (texts, zeros that mean unsupported).
     pub refused: Vec<Violation>,
+    /// What the board says about its memory over its life.
+    pub wear: Wear,
 }
 
 impl GpuReading {
     /// A GPU of which nothing was read yet.
     pub fn new(uuid: GpuUuid) -> Self {
-        Self { uuid, reading: Reading::default(), energy_counter_mj: None, refused: Vec::new() }
+        Self { uuid, reading: Reading::default(), energy_counter_mj: None, refused: Vec::new(), wear: Wear::default() }
     }
 }
 

@@ -26,6 +26,7 @@ use super::{Delivery, GpuReading, Held, HostEvent, HostFacts, HostTick, Outlet, 
 use crate::clock::{Moment, Stop, wall_now};
 use crate::metrics::{Metrics, by};
 use crate::sampler::Samplers;
+use crate::wear::Wear;
 
 /// First and longest pause between two attempts to load the library.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -35,6 +36,8 @@ const HUNG_AFTER_MS: u64 = 5_000;
 const EVENT_WAIT_MS: u32 = 500;
 /// Field 82: memory temperature, which has no call of its own.
 const MEMORY_TEMPERATURE: FieldId = FieldId(82);
+/// Fields 143 to 145: rows remapped after uncorrected errors, whether some wait for a reset, whether that has failed.
+const REMAPPED: [FieldId; 3] = [FieldId(143), FieldId(144), FieldId(145)];
 /// Slow tier: every this many ticks.
 const SLOW_EVERY: u32 = 15;
 
@@ -288,6 +291,7 @@ impl Reader {
         self.ask(&mut out, Field::ThrottleBits, |device| device.current_throttle_reasons().map(|reasons| reasons.bits()));
         if self.ticks.is_multiple_of(SLOW_EVERY) {
             self.ask(&mut out, Field::EccUncorrected, |device| device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile));
+            out.wear = wear(&self.device);
             self.ask(&mut out, Field::Procs, |device| device.running_compute_processes_count().map(u64::from));
         }
         if !self.unsupported.contains_key(&Field::EnergyMj) {
@@ -339,6 +343,21 @@ fn memory_temperature(device: &Device<'static>) -> Result<u64, NvmlError> {
         SampleValue::U32(celsius) => Ok(millikelvin(celsius)),
         SampleValue::U64(celsius) => Ok(millikelvin(u32::try_from(celsius).unwrap_or(u32::MAX))),
         SampleValue::F64(_) | SampleValue::I64(_) => Err(NvmlError::NotSupported),
+    }
+}
+
+/// What the board says about its memory; what it does not have stays absent.
+fn wear(device: &Device<'static>) -> Wear {
+    let remapped = device.field_values_for(&REMAPPED).unwrap_or_default();
+    let value = |at: usize| match remapped.get(at)?.as_ref().ok()?.value {
+        Ok(SampleValue::U32(value)) => Some(u64::from(value)),
+        Ok(SampleValue::U64(value)) => Some(value),
+        Ok(SampleValue::F64(_) | SampleValue::I64(_)) | Err(_) => None,
+    };
+    Wear {
+        ecc_aggregate: device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Aggregate).ok(),
+        remap: Wear::remap_of(value(1).map(|pending| pending != 0), value(2).map(|failed| failed != 0)),
+        rows: value(0),
     }
 }
 

@@ -48,6 +48,14 @@ pub enum Metric {
     PcieRx,
     /// Uncorrected volatile ECC errors.
     EccUncorrected,
+    /// Uncorrected ECC errors in the board's life.
+    EccAggregate,
+    /// Rows remapped after uncorrected errors.
+    RemappedRows,
+    /// Whether rows wait to be remapped, 0 or 1.
+    RemapPending,
+    /// Whether remapping has failed, 0 or 1.
+    RemapFailure,
     /// Last XID; 0 = none.
     Xid,
     /// Enforced power limit, W.
@@ -84,6 +92,10 @@ impl Metric {
             "PROF_PCIE_TX_BYTES" => Self::PcieTx,
             "PROF_PCIE_RX_BYTES" => Self::PcieRx,
             "DEV_ECC_DBE_VOL_TOTAL" | "ECC_DBE_VOLATILE_TOTAL" => Self::EccUncorrected,
+            "DEV_ECC_DBE_AGG_TOTAL" | "ECC_DBE_AGGREGATE_TOTAL" => Self::EccAggregate,
+            "DEV_UNCORRECTABLE_REMAPPED_ROWS" | "UNCORRECTABLE_REMAPPED_ROWS" => Self::RemappedRows,
+            "DEV_ROW_REMAP_PENDING" | "ROW_REMAP_PENDING" => Self::RemapPending,
+            "DEV_ROW_REMAP_FAILURE" | "ROW_REMAP_FAILURE" => Self::RemapFailure,
             "DEV_XID_ERRORS" | "DEV_XID_ERROR" | "XID_ERRORS" => Self::Xid,
             "DEV_ENFORCED_POWER_LIMIT" | "DEV_BOARD_POWER_LIMIT_ENFORCED_WATTS" => Self::PowerLimit,
             "DEV_POWER_MGMT_LIMIT_MAX" | "DEV_BOARD_POWER_LIMIT_MAX_WATTS" => Self::PowerLimitMax,
@@ -111,6 +123,10 @@ impl Metric {
             | Self::PcieTx
             | Self::PcieRx
             | Self::EccUncorrected
+            | Self::EccAggregate
+            | Self::RemappedRows
+            | Self::RemapPending
+            | Self::RemapFailure
             | Self::Xid
             | Self::PowerLimit
             | Self::PowerLimitMax
@@ -153,7 +169,15 @@ impl Metric {
             Self::PcieTx => Field::PcieTxBytesS,
             Self::PcieRx => Field::PcieRxBytesS,
             Self::EccUncorrected => Field::EccUncorrected,
-            Self::EngineActive | Self::Xid | Self::PowerLimit | Self::PowerLimitMax | Self::SlowdownTemperature => return None,
+            Self::EngineActive
+            | Self::EccAggregate
+            | Self::RemappedRows
+            | Self::RemapPending
+            | Self::RemapFailure
+            | Self::Xid
+            | Self::PowerLimit
+            | Self::PowerLimitMax
+            | Self::SlowdownTemperature => return None,
         })
     }
 }

@@ -18,6 +18,7 @@ use plimsoll_schemas::validate::Violation;
 use super::names::Metric;
 use super::prom::{Series, parse_line};
 use crate::source::GpuReading;
+use crate::wear::Wear;
 
 /// What GPU_UTIL is printed in. Distributors rescale it under the same name, so it has to be said, never guessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -184,7 +185,7 @@ impl Found {
     fn finish(mut self, is_instance: bool, unit: UtilUnit) -> Device {
         let mut gpu = self.gpu.take().expect("described when first seen");
         let mut reading = GpuReading::new(gpu.uuid.clone());
-        let mut xid = None;
+        let (mut xid, mut pending, mut failed) = (None, None, None);
         for (&metric, value) in &self.values {
             let number = match value {
                 Ok(number) => *number,
@@ -220,12 +221,17 @@ impl Found {
                 Metric::PcieTx => reading.reading.set(Field::PcieTxBytesS, number),
                 Metric::PcieRx => reading.reading.set(Field::PcieRxBytesS, number),
                 Metric::EccUncorrected => reading.reading.set(Field::EccUncorrected, number),
+                Metric::EccAggregate => reading.wear.ecc_aggregate = fact(number),
+                Metric::RemappedRows => reading.wear.rows = fact(number),
+                Metric::RemapPending => pending = fact(number).map(|flag| flag != 0),
+                Metric::RemapFailure => failed = fact(number).map(|flag| flag != 0),
                 Metric::Xid => xid = fact(number).and_then(|code| u32::try_from(code).ok()).or(xid),
                 Metric::PowerLimit => gpu.power_limit_mw = fact(scale(number, 1_000.0)),
                 Metric::PowerLimitMax => gpu.power_limit_max_mw = fact(scale(number, 1_000.0)),
                 Metric::SlowdownTemperature => gpu.slowdown_temperature_mk = fact(millikelvin(number)),
             }
         }
+        reading.wear.remap = Wear::remap_of(pending, failed);
         self.take_total(&mut gpu, &mut reading);
         Device { gpu, reading, xid }
     }

@@ -348,7 +348,7 @@ impl SimGpu {
         if model.has_memory_temperature {
             reading.set(Field::MemoryTemperatureMk, millikelvin(self.celsius + 9.0));
         }
-        GpuReading { uuid: self.uuid.clone(), reading, energy_counter_mj: Some(Number::Int(self.energy_mj as i128)), refused: Vec::new() }
+        GpuReading { reading, energy_counter_mj: Some(Number::Int(self.energy_mj as i128)), ..GpuReading::new(self.uuid.clone()) }
     }
 }
 
