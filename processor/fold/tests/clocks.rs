@@ -12,7 +12,7 @@ use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::row::{HostRow, Row};
 use plimsoll_schemas::sample::{Field, Sample};
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_MS, NS_PER_S};
-use support::{Plan, START_S, cell, gpu, host_id, inventory, scenario, uuid};
+use support::{Plan, START_S, cell, gpu, host_id, inventory, scenario};
 
 const YEAR_NS: i64 = 365 * 86_400 * NS_PER_S;
 
@@ -46,10 +46,11 @@ fn moving_one_hosts_clock_by_a_year_changes_no_other_hosts_numbers() {
         for step_ns in [-YEAR_NS, -3_600 * NS_PER_S, 10 * NS_PER_S, YEAR_NS] {
             let mut moved = records.clone();
             for record in &mut moved {
-                match &mut record.body {
-                    Body::Frame(frame) if frame.host == wrong => frame.ticks.iter_mut().for_each(|tick| tick.sampled_at.0 += step_ns),
-                    Body::Event(event) if event.host == wrong => event.happened_at.0 += step_ns,
-                    _ => {}
+                if let Body::Frame(frame) = &mut record.body {
+                    let shift_ns = if frame.host == wrong { step_ns } else { 0 };
+                    frame.ticks.iter_mut().for_each(|tick| tick.sampled_at.0 += shift_ns);
+                } else if let Body::Event(event) = &mut record.body {
+                    event.happened_at.0 += if event.host == wrong { step_ns } else { 0 };
                 }
             }
             let (others, _) = rows_of_others(&moved, &wrong);
@@ -98,12 +99,14 @@ fn run(ahead_ms: i64) -> Seen {
     }
     let (mut host, mut gpu, mut refused, mut said) = (Vec::new(), DeviceState::Ok, Vec::new(), Vec::new());
     for row in effects.rows {
-        match row.row {
-            Row::Host(row) if row.valid_to.is_none() => host.push(*row),
-            Row::Device(row) if row.device_key == uuid(0, 0).key() && row.valid_to.is_none() => gpu = row.state,
-            Row::Rejected(row) => refused.push(row.reason),
-            Row::DeviceEvent(row) if row.kind.starts_with("clock") => said.push(row.kind),
-            _ => {}
+        if let Row::Host(row) = row.row {
+            host.extend(row.valid_to.is_none().then_some(*row));
+        } else if let Row::Device(row) = row.row {
+            gpu = if row.valid_to.is_none() { row.state } else { gpu };
+        } else if let Row::Rejected(row) = row.row {
+            refused.push(row.reason);
+        } else if let Row::DeviceEvent(row) = row.row {
+            said.extend(Some(row.kind).filter(|kind| kind.starts_with("clock")));
         }
     }
     refused.dedup();

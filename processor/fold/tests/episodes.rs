@@ -350,15 +350,17 @@ fn unhealthy_episodes_equal_the_states_of_the_gpus() {
         records.iter().for_each(|record| state.step(record, &mut effects));
         let mut unwell: BTreeMap<DeviceKey, Vec<(i64, Option<i64>)>> = BTreeMap::new();
         for row in &effects.rows {
-            let (device, ill, at_ns) = match &row.row {
-                Row::Device(device) if device.valid_to.is_none() => {
-                    let ill = matches!(device.state, DeviceState::Degraded | DeviceState::Failed | DeviceState::Stale | DeviceState::Lost);
-                    (device.device_key, ill, device.valid_from.0)
-                }
-                Row::DeviceEvent(event) if matches!(event.kind.as_str(), "retired" | "moved") => {
-                    (event.device_key.expect("a GPU"), false, event.happened_at.0)
-                }
-                _ => continue,
+            let (device, ill, at_ns) = if let Row::Device(device) = &row.row
+                && device.valid_to.is_none()
+            {
+                let ill = matches!(device.state, DeviceState::Degraded | DeviceState::Failed | DeviceState::Stale | DeviceState::Lost);
+                (device.device_key, ill, device.valid_from.0)
+            } else if let Row::DeviceEvent(event) = &row.row
+                && matches!(event.kind.as_str(), "retired" | "moved")
+            {
+                (event.device_key.expect("a GPU"), false, event.happened_at.0)
+            } else {
+                continue;
             };
             let of_device = unwell.entry(device).or_default();
             match of_device.last_mut() {
