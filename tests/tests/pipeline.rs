@@ -114,7 +114,7 @@ async fn host_windows_agree(client: &tokio_postgres::Client) -> Result<usize> {
     for row in &hosts {
         let (key, total, mask): ((String, i64), i16, Vec<i64>) = ((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?, row.try_get(3)?);
         let expected = free.get(&key).copied().unwrap_or(0);
-        ensure!((total, mask.as_slice()) == (4, &[expected]), "{key:?}: {total} GPUs, free {mask:?}, by their windows {expected}");
+        ensure!((total, mask.as_slice()) == (4, &[expected][..]), "{key:?}: {total} GPUs, free {mask:?}, by their windows {expected}");
     }
     Ok(hosts.len())
 }
