@@ -87,6 +87,8 @@ pub fn row(placed: &PlacedRow) -> Item {
         Row::Gap(row) => value(row),
         Row::Policy(row) => value(row),
         Row::Alert(row) => value(row),
+        Row::HostWindow(row) => value(row),
+        Row::Episode(row) => value(row),
     };
     (format!("{}/{}", placed.position, placed.ordinal), inner)
 }
