@@ -28,6 +28,7 @@ fn rows_of_others(records: &[Record], host: &HostId) -> (Vec<Row>, usize) {
         Row::DeviceEvent(row) => row.host == *host,
         Row::HostWindow(row) => row.host == *host,
         Row::Episode(row) => row.host == *host,
+        Row::Gap(row) => row.host.as_ref() == Some(host),
         Row::Request(_) | Row::Decision(_) | Row::Lease(_) | Row::LeaseDevice(_) => false,
     };
     let all = effects.rows.len();
