@@ -15,7 +15,6 @@ use crate::clock::floor;
 use crate::control::ns;
 use crate::emit::Emit;
 use crate::episodes::Observed;
-use crate::late::{BACKFILL_NS_MAX, LATE_NS_MAX};
 use crate::liveness::stale_ns;
 use crate::ranges::Seen;
 use crate::refuse::Refusal;
