@@ -29,7 +29,8 @@ fn rows_of_others(records: &[Record], host: &HostId) -> (Vec<Row>, usize) {
         Row::HostWindow(row) => row.host == *host,
         Row::Episode(row) => row.host == *host,
         Row::Gap(row) => row.host.as_ref() == Some(host),
-        Row::Alert(row) => row.host.as_ref() == Some(host),
+        // An alert about the whole cell is about this host too.
+        Row::Alert(row) => row.host.as_ref().is_none_or(|of| of == host),
         Row::Request(_) | Row::Decision(_) | Row::Lease(_) | Row::LeaseDevice(_) | Row::Policy(_) => false,
     };
     let all = effects.rows.len();
