@@ -102,6 +102,7 @@ const MANIFESTS: Keep = Keep {
 const WINDOWS_10S: Keep = tier("gpu_windows_10s", Some(2 * DAY_S), Some(64 * GIB));
 const WINDOWS_1M: Keep = tier("gpu_windows_1m", Some(90 * DAY_S), Some(256 * GIB));
 const WINDOWS_1H: Keep = tier("gpu_windows_1h", Some(3 * 365 * DAY_S), Some(64 * GIB));
+const HOST_WINDOWS_1M: Keep = tier("host_windows_1m", Some(3 * 365 * DAY_S), Some(64 * GIB));
 const EVENTS: Keep = tier("all other tables", None, None);
 
 const fn tier(what: &'static str, max_age_s: Option<u64>, max_bytes: Option<u64>) -> Keep {
@@ -113,7 +114,8 @@ const fn tier(what: &'static str, max_age_s: Option<u64>, max_bytes: Option<u64>
 }
 
 /// The whole table.
-pub const ALL: &[Keep] = &[LOG, OUT, STORE, OUTPUTS, CHECKPOINTS, WINDOWS_10S, WINDOWS_1M, WINDOWS_1H, EVENTS, UNNAMED_FILES, MANIFESTS];
+pub const ALL: &[Keep] =
+    &[LOG, OUT, STORE, OUTPUTS, CHECKPOINTS, WINDOWS_10S, WINDOWS_1M, WINDOWS_1H, HOST_WINDOWS_1M, EVENTS, UNNAMED_FILES, MANIFESTS];
 
 /// What is kept of a table in the archive.
 pub const fn of_table(table: Table) -> Keep {
@@ -121,6 +123,7 @@ pub const fn of_table(table: Table) -> Keep {
         Table::GpuWindows10s => WINDOWS_10S,
         Table::GpuWindows1m => WINDOWS_1M,
         Table::GpuWindows1h => WINDOWS_1H,
+        Table::HostWindows1m => HOST_WINDOWS_1M,
         Table::Devices
         | Table::Hosts
         | Table::PlacementRequests
@@ -130,6 +133,7 @@ pub const fn of_table(table: Table) -> Keep {
         | Table::Rejected
         | Table::DeviceEvents
         | Table::Gaps
+        | Table::Episodes
         | Table::Policies
         | Table::Alerts => EVENTS,
     }
