@@ -1,7 +1,5 @@
 //! A JetStream stream in memory, with what was measured of the real one: it acknowledges what a crash then loses, gives used sequences to
 //! other messages, forgets message ids after its window, and comes back under another creation time when it was made anew.
-//!
-//! `tests/tests/log.rs` holds this model and a real nats-server to the same expectations.
 
 use std::collections::{BTreeMap, VecDeque};
 
