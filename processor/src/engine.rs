@@ -16,7 +16,7 @@ use plimsoll_schemas::out::Output;
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::retention;
 use plimsoll_schemas::row::PlacedRow;
-use plimsoll_store::{Commit, Sealed, Store};
+use plimsoll_store::{Sealed, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -416,18 +416,7 @@ impl Engine {
             return;
         }
         self.cut_chunk();
-        let summary = self.state.summary();
-        let commit = Commit {
-            logic: LOGIC,
-            position: self.mark.position,
-            log_created_at_ns: self.mark.created_at_ns,
-            message_hash: self.mark.message_hash,
-            logged_at: self.mark.logged_at,
-            hash: self.state.hash(),
-            out_seq: self.out_seq,
-            decision_seq: summary.decision_seq,
-            sealed: self.sealed,
-        };
+        let commit = self.mark.commit(&self.state, self.sealed);
         let chunks: Vec<_> = self.unstored.iter().cloned().collect();
         let outputs = std::mem::take(&mut self.unstored_outputs);
         let entries = self.state.take_dirty();

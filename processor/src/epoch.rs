@@ -11,13 +11,12 @@ use std::time::Duration;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use plimsoll_archive::{Archive, Checkpoints};
-use plimsoll_fold::{Effects, LOGIC, State};
+use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::control::NewEpoch;
 use plimsoll_schemas::id::{LogEpoch, Position};
 use plimsoll_schemas::out::{CloudEvent, Payload};
 use plimsoll_schemas::record::{Body, decode};
 use plimsoll_schemas::subject::LogSubject;
-use plimsoll_store::Commit;
 
 use crate::checkpoint;
 use crate::checks::written;
@@ -221,18 +220,7 @@ fn enter(restored: Restored, mark: Mark, new: &NewEpoch) -> Result<Restored, Err
     let Restored { store, mut state, commit, .. } = restored;
     let mut effects = Effects::default();
     state.begin_epoch(new, &mut effects)?;
-    let summary = state.summary();
-    let commit = Commit {
-        logic: LOGIC,
-        position: mark.position,
-        log_created_at_ns: mark.created_at_ns,
-        message_hash: mark.message_hash,
-        logged_at: mark.logged_at,
-        hash: state.hash(),
-        out_seq: summary.out_seq,
-        decision_seq: summary.decision_seq,
-        sealed: commit.and_then(|commit| commit.sealed),
-    };
+    let commit = mark.commit(&state, commit.and_then(|commit| commit.sealed));
     store.commit(&commit, &state.take_dirty(), &effects.rows, [])?;
     Ok(Restored { store, state, mark, commit: Some(commit) })
 }

@@ -5,10 +5,11 @@
 
 use std::hash::Hasher;
 
+use plimsoll_fold::{LOGIC, State};
 use plimsoll_schemas::id::{CellId, Position};
 use plimsoll_schemas::record::{Record, decode};
 use plimsoll_schemas::time::LogTime;
-use plimsoll_store::Commit;
+use plimsoll_store::{Commit, Sealed};
 use siphasher::sip::SipHasher24;
 
 /// How far the log was read, and how to recognise that it is still the same one.
@@ -28,6 +29,22 @@ impl Mark {
     /// Where a commit stands.
     pub fn of(commit: &Commit) -> Self {
         Self { position: commit.position, created_at_ns: commit.log_created_at_ns, message_hash: commit.message_hash, logged_at: commit.logged_at }
+    }
+
+    /// The commit of a state that was folded up to here.
+    pub fn commit(&self, state: &State, sealed: Option<Sealed>) -> Commit {
+        let summary = state.summary();
+        Commit {
+            logic: LOGIC,
+            position: self.position,
+            log_created_at_ns: self.created_at_ns,
+            message_hash: self.message_hash,
+            logged_at: self.logged_at,
+            hash: state.hash(),
+            out_seq: summary.out_seq,
+            decision_seq: summary.decision_seq,
+            sealed,
+        }
     }
 
     /// Before the first record.

@@ -169,18 +169,7 @@ async fn accept_loss(own: Restored, streams: &Streams) -> Result<Restored, Error
     let Restored { store, mut state, mark, commit } = own;
     let (out_seq, decision_seq) = last_of_out(state.cell(), streams).await?;
     state.number_after(out_seq, decision_seq);
-    let summary = state.summary();
-    let commit = Commit {
-        logic: LOGIC,
-        position: mark.position,
-        log_created_at_ns: mark.created_at_ns,
-        message_hash: mark.message_hash,
-        logged_at: mark.logged_at,
-        hash: state.hash(),
-        out_seq: summary.out_seq,
-        decision_seq: summary.decision_seq,
-        sealed: commit.and_then(|commit| commit.sealed),
-    };
+    let commit = mark.commit(&state, commit.and_then(|commit| commit.sealed));
     blocking(move || {
         store.commit(&commit, &state.take_dirty(), [], [])?;
         Ok(Restored { store, state, mark, commit: Some(commit) })

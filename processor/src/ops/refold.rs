@@ -198,18 +198,7 @@ impl Refold {
 
     /// Writes what was folded into the store.
     pub fn commit(&mut self) -> Result<(), Error> {
-        let summary = self.state.summary();
-        let commit = Commit {
-            logic: LOGIC,
-            position: self.mark.position,
-            log_created_at_ns: self.mark.created_at_ns,
-            message_hash: self.mark.message_hash,
-            logged_at: self.mark.logged_at,
-            hash: self.state.hash(),
-            out_seq: self.out_seq,
-            decision_seq: summary.decision_seq,
-            sealed: self.sealed,
-        };
+        let commit = self.mark.commit(&self.state, self.sealed);
         self.store.commit(&commit, &self.state.take_dirty(), &self.effects.rows, &self.effects.outputs)?;
         self.effects = Effects::default();
         self.uncommitted = 0;

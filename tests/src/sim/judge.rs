@@ -17,8 +17,6 @@ use super::world::World;
 use crate::oracle::Oracle;
 
 const NS_PER_S: i64 = 1_000_000_000;
-/// A lease's time to live in this simulation, ns.
-const LEASE_NS: i64 = 600 * NS_PER_S;
 /// Windows and their late parts are closed this long after their end.
 const SETTLED_S: i64 = 150;
 
@@ -74,14 +72,14 @@ fn nothing_timed_out_early(world: &World) -> Result<()> {
     let mut live = BTreeMap::new();
     let (mut clock, mut newest) = (0, i64::MAX);
     for cause in replica.causes() {
-        let Cause::Record(position, message) = cause else { continue };
+        let Cause::Record(position, message, _) = cause else { continue };
         if newest < message.stored_at_ns {
             clock += (message.stored_at_ns - newest).min(2 * NS_PER_S);
         }
         newest = if newest == i64::MAX { message.stored_at_ns } else { newest.max(message.stored_at_ns) };
         live.insert(*position, clock);
     }
-    let mut granted: BTreeMap<String, i64> = BTreeMap::new();
+    let mut granted: BTreeMap<String, (i64, i64)> = BTreeMap::new();
     for message in world.out.all() {
         let event: Value = serde_json::from_slice(&message.payload)?;
         let id = event["id"].as_str().context("id")?;
@@ -92,13 +90,13 @@ fn nothing_timed_out_early(world: &World) -> Result<()> {
         let Some(&at) = live.get(&position) else { continue };
         let data = &event["data"];
         if let (Some(lease), "plimsoll.place.decided.v1") = (data["lease"]["lease_id"].as_str(), event["type"].as_str().unwrap_or_default()) {
-            granted.insert(lease.to_owned(), at);
+            granted.insert(lease.to_owned(), (at, data["lease"]["ttl_ms"].as_i64().context("ttl_ms")? * 1_000_000));
         }
-        if event["type"] == "plimsoll.lease.changed.v1" && data["state"] == "expired" {
+        if event["type"] == "plimsoll.lease.changed.v1" && data["cause"] == "expired" {
             let lease = data["lease_id"].as_str().context("lease_id")?;
-            let Some(&since) = granted.get(lease) else { continue };
+            let Some(&(since, ttl_ns)) = granted.get(lease) else { continue };
             let age = at - since;
-            ensure!(age >= LEASE_NS, "{lease} expired after {} s", age / NS_PER_S);
+            ensure!(age > ttl_ns, "{lease} expired after {} s of {} s", age / NS_PER_S, ttl_ns / NS_PER_S);
         }
     }
     Ok(())
@@ -111,10 +109,11 @@ fn fold_straight(world: &World, replica: &Replica) -> Result<State> {
     let mut logged_at = LogTime::default();
     for cause in replica.causes() {
         match cause {
-            Cause::Record(position, message) => {
+            Cause::Record(position, message, hash) => {
                 logged_at = LogTime(message.stored_at_ns).max(logged_at);
                 let body = decode(&world.cell, &message.subject, &message.payload);
                 state.step(&Record { position: *position, logged_at, body }, &mut effects);
+                ensure!(state.hash() == *hash, "{} differs from a straight fold first at {position}, {}", replica.name, message.subject);
             }
             Cause::Epoch(new) => state.begin_epoch(new, &mut effects)?,
         }
@@ -157,7 +156,7 @@ fn windows_are_right(world: &World, replica: &Replica) -> Result<usize> {
     let mut oracle = Oracle::default();
     let mut newest = i64::MIN;
     for cause in replica.causes() {
-        let Cause::Record(_, Message { stored_at_ns, subject, payload, .. }) = cause else { continue };
+        let Cause::Record(_, Message { stored_at_ns, subject, payload, .. }, _) = cause else { continue };
         newest = newest.max(*stored_at_ns);
         oracle.take_logged(subject, payload, newest)?;
     }

@@ -18,7 +18,7 @@ use plimsoll_schemas::out::Output;
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::row::PlacedRow;
 use plimsoll_schemas::subject::LogSubject;
-use plimsoll_store::{Commit, Store};
+use plimsoll_store::Store;
 
 use super::stream::{Conditions, Message, Stream};
 
@@ -79,8 +79,8 @@ pub struct Process {
 /// One thing that made a state: together they are all of it.
 #[derive(Debug, Clone)]
 pub enum Cause {
-    /// A record was folded.
-    Record(Position, Message),
+    /// A record was folded, and gave this hash.
+    Record(Position, Message, u64),
     /// A log epoch began.
     Epoch(NewEpoch),
 }
@@ -206,7 +206,7 @@ impl Replica {
         let at_mark = log.get(new.after).map_or(0, |message| message_hash(&message.subject, &message.payload));
         let position = Position { epoch: new.epoch, sequence: new.after };
         let mark = Mark { position, created_at_ns: log.created_at_ns, message_hash: at_mark, logged_at: mark.logged_at };
-        let commit = commit_of(&state, mark);
+        let commit = mark.commit(&state, None);
         self.disk.commit(&commit, &state.take_dirty(), &effects.rows, [])?;
         self.lineage.push(Cause::Epoch(new.clone()));
         Ok(())
@@ -220,7 +220,7 @@ impl Replica {
     /// Writes everything folded so far in one batch. The disk may fail it (and the process then ends), before or after it took the batch.
     pub fn commit(&mut self) {
         let Some(process) = &mut self.process else { return };
-        let commit = commit_of(&process.state, process.follow.mark());
+        let commit = process.follow.mark().commit(&process.state, None);
         let entries = process.state.take_dirty();
         let (rows, outputs) = (std::mem::take(&mut process.rows), std::mem::take(&mut process.outputs));
         let causes = std::mem::take(&mut process.causes);
@@ -236,21 +236,6 @@ impl Replica {
     /// Everything that made the state, committed or not.
     pub fn causes(&self) -> impl Iterator<Item = &Cause> {
         self.lineage.iter().chain(self.process.iter().flat_map(|process| &process.causes))
-    }
-}
-
-fn commit_of(state: &State, mark: Mark) -> Commit {
-    let summary = state.summary();
-    Commit {
-        logic: LOGIC,
-        position: mark.position,
-        log_created_at_ns: mark.created_at_ns,
-        message_hash: mark.message_hash,
-        logged_at: mark.logged_at,
-        hash: state.hash(),
-        out_seq: summary.out_seq,
-        decision_seq: summary.decision_seq,
-        sealed: None,
     }
 }
 
@@ -313,7 +298,7 @@ impl Process {
                 Ok(Admitted::Next { record, .. }) => {
                     self.follow.remember(&message.subject, &message.payload);
                     self.step(&record)?;
-                    self.causes.push(Cause::Record(record.position, message));
+                    self.causes.push(Cause::Record(record.position, message, self.state.hash()));
                 }
             }
         }
