@@ -40,7 +40,7 @@ macro_rules! settings {
                 $(if let Some(value) = change.$name {
                     // A range that spans the whole type is a range too.
                     #[allow(unused_comparisons, clippy::absurd_extreme_comparisons)]
-                    if value < $min || value > $max {
+                    if !($min..=$max).contains(&value) {
                         return Err(format!("{} is {value}, expected {} to {}", stringify!($name), $min, $max));
                     }
                     self.$name = value;

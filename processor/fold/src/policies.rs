@@ -99,7 +99,7 @@ fn say(what: &InForce, name: &str, in_force: bool, emit: &mut Emit<'_>) {
 }
 
 impl State {
-    /// The first record of all: what holds without anybody's word stands in `policies` from here on.
+    /// The first record that is folded: what holds without anybody's word stands in `policies` from here on.
     pub(crate) fn introduce(&mut self, emit: &mut Emit<'_>) {
         self.timers.set(self.minute_deadline(), Timer::Minute);
         let policies = &mut self.policies;

@@ -29,7 +29,8 @@ impl State {
         let moved = self.clock.advance(record.logged_at, ns(self.meta.settings.close_delay_ms));
         let cell = self.cell.clone();
         let mut emit = Emit::new(&cell, effects, record.position, self.clock.logged_at, self.meta.chain);
-        if before == Position::default() {
+        // Not by position: a log that was replaced before anything of it was folded begins with a position of its own.
+        if self.policies.by_key.is_empty() {
             self.introduce(&mut emit);
         }
         self.contiguous(before, record.position, &mut emit);

@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 
 use plimsoll_fold::durable::{Entry, FORMAT, StateTable};
 use plimsoll_fold::{Effects, State};
-use plimsoll_schemas::id::Position;
+use plimsoll_schemas::control::NewEpoch;
+use plimsoll_schemas::id::{LogEpoch, Position};
 use plimsoll_schemas::record::Record;
+use plimsoll_schemas::row::Row;
 use support::{Plan, Rng, cell, scenario};
 
 type Store = BTreeMap<(StateTable, Vec<u8>), Vec<u8>>;
@@ -73,6 +75,28 @@ fn crashes_and_commits_at_any_moment_leave_no_trace() {
         assert_eq!(whole.hash(), state.hash(), "seed {seed}");
         assert_eq!(whole.summary(), state.summary(), "seed {seed}");
     }
+}
+
+/// Found by the simulation: the state then began without its defaults and without the timer of the minute, which only a restored one had.
+#[test]
+fn a_log_that_is_replaced_before_anything_was_folded_begins_like_the_first_one() {
+    let records = scenario(301, Plan { hosts: 2, gpus: 2, seconds: 300, stalls: false, tenants: true, churn: true });
+    let mut state = State::new(cell());
+    let base_hash = format!("{:016x}", state.hash());
+    let new = NewEpoch { epoch: LogEpoch(1), base: Position::default(), base_hash, after: 0, out_seq: 0, adopted: vec![] };
+    let mut effects = Effects::default();
+    state.begin_epoch(&new, &mut effects).expect("its own base");
+    let mut store = Store::new();
+    commit(&mut state, &mut store);
+    let mut restored = restore(&store);
+    for record in records {
+        let record = Record { position: Position { epoch: LogEpoch(1), ..record.position }, ..record };
+        state.step(&record, &mut effects);
+        restored.step(&record, &mut Effects::default());
+        assert_eq!(state.hash(), restored.hash(), "at {}", record.position);
+    }
+    let policies = effects.rows.iter().filter(|row| matches!(&row.row, Row::Policy(policy) if policy.kind == "logic")).count();
+    assert_eq!(policies, 1, "what holds by default is said once");
 }
 
 #[test]

@@ -304,7 +304,7 @@ impl World {
                     workload: None,
                     duration_ms: None,
                     priority: 0,
-                    lease_ttl_ms: Some(600_000),
+                    lease_ttl_ms: Some([30_000, 120_000, 600_000][self.rng.below(3) as usize]),
                     labels: BTreeMap::new(),
                 })
             };
