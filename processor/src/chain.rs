@@ -160,15 +160,17 @@ impl Chain {
         }
     }
 
-    /// Looks again where OUT ends, if nothing is under way: how a standby follows what the active replica publishes.
+    /// Looks again where OUT ends, if nothing is under way: how a standby follows what the active replica publishes, and how anybody
+    /// who has nothing to say notices that OUT went back.
     pub fn look(&mut self) {
-        if self.busy == 0 && !self.active && !self.is_empty() {
+        let idle = self.busy == 0 && (!self.active || self.is_empty());
+        if idle && matches!(self.known, Known::EndsAt(_)) {
             self.known = Known::Unsure { asked: false };
         }
     }
 
     /// What to do now; `None` until something is heard, pushed or changed.
-    pub fn next(&mut self) -> Option<Do> {
+    pub fn due(&mut self) -> Option<Do> {
         match self.known {
             Known::Unsure { asked: true } => None,
             Known::Unsure { asked: false } => {
@@ -283,7 +285,7 @@ mod tests {
 
         /// Does everything the chain asks for until it asks for nothing.
         fn run(&mut self) -> Result<(), Broken> {
-            while let Some(next) = self.chain.next() {
+            while let Some(next) = self.chain.due() {
                 let (attempt, heard) = match next {
                     Do::AskEnd { attempt, .. } => (attempt, Heard::End(self.stream.len() as u64)),
                     Do::Read { attempt, output } => {
@@ -327,6 +329,17 @@ mod tests {
     }
 
     #[test]
+    fn a_shorter_stream_is_noticed_by_one_that_has_nothing_to_say() {
+        for active in [true, false] {
+            let mut stage = Stage::new(2, &["output 1", "output 2"], active);
+            stage.run().unwrap();
+            stage.stream.pop();
+            stage.chain.look();
+            assert_eq!(stage.run(), Err(Broken::WentBack { last: 1, held: 2 }));
+        }
+    }
+
+    #[test]
     fn another_output_a_shorter_stream_and_another_number_are_told_apart() {
         assert!(matches!(Stage::new(2, &["output 1", "else"], true).run(), Err(Broken::Differs { out_seq: 2, .. })));
         let mut stage = Stage::new(2, &[], true);
@@ -343,18 +356,18 @@ mod tests {
         let mut chain = Chain::new(0);
         (1..=3).for_each(|n| chain.push(output(n)));
         chain.set_active(true);
-        let Some(Do::AskEnd { attempt, after_failure: false }) = chain.next() else { panic!("the end comes first") };
+        let Some(Do::AskEnd { attempt, after_failure: false }) = chain.due() else { panic!("the end comes first") };
         chain.heard(attempt, Heard::End(0)).unwrap();
         for n in 1..=3 {
-            assert_eq!(chain.next(), Some(Do::Publish { attempt, output: output(n) }));
+            assert_eq!(chain.due(), Some(Do::Publish { attempt, output: output(n) }));
         }
-        assert_eq!(chain.next(), None);
+        assert_eq!(chain.due(), None);
         chain.heard(attempt, Heard::Failed).unwrap();
-        let Some(Do::AskEnd { attempt: second, after_failure: true }) = chain.next() else { panic!("the end comes first") };
+        let Some(Do::AskEnd { attempt: second, after_failure: true }) = chain.due() else { panic!("the end comes first") };
         chain.heard(attempt, Heard::Stored { out_seq: 1, sequence: 1 }).unwrap();
-        assert_eq!((chain.next(), chain.len()), (None, 3), "an answer to what was given up says nothing");
+        assert_eq!((chain.due(), chain.len()), (None, 3), "an answer to what was given up says nothing");
         chain.heard(second, Heard::End(1)).unwrap();
-        assert_eq!(chain.next(), Some(Do::Read { attempt: second, output: output(1) }));
-        assert_eq!(chain.next(), None, "what stands is compared before anything is published");
+        assert_eq!(chain.due(), Some(Do::Read { attempt: second, output: output(1) }));
+        assert_eq!(chain.due(), None, "what stands is compared before anything is published");
     }
 }

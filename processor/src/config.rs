@@ -27,7 +27,7 @@ pub struct Config {
     /// The cell.
     #[arg(long, env = "PLIMSOLL_CELL", default_value = "local")]
     pub cell: CellId,
-    /// Folder for the state (<data-dir>/state) and, unless told otherwise, the archive (<data-dir>/archive).
+    /// Folder for the state (in state/) and, unless told otherwise, the archive (in archive/).
     #[arg(long, env = "PLIMSOLL_DATA_DIR", default_value = "plimsoll-data")]
     pub data_dir: PathBuf,
     /// Folder or file:// URL of the archive.

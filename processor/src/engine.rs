@@ -1,6 +1,6 @@
 //! The one loop: select an input, apply it, act on what follows, and now and then commit.
 //!
-//! [`Input`] lists everything that can ever happen here. The fold itself is pure; this loop is its only owner. One commit is under way at a
+//! `Input` lists everything that can ever happen here. The fold itself is pure; this loop is its only owner. One commit is under way at a
 //! time, on a thread that may block; rows and outputs stay in memory until it has succeeded, so the tail misses nothing.
 #![expect(clippy::disallowed_methods, reason = "how long a commit took is a metric")]
 

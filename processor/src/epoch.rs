@@ -108,10 +108,11 @@ pub async fn is_behind(config: &Config, streams: &Streams, at: Position) -> Resu
 async fn newest(config: &Config, streams: &Streams) -> Result<(Option<NewEpoch>, u64), Error> {
     let subject = LogSubject::Epoch.to_subject(&config.cell);
     match streams.log.get_last_raw_message_by_subject(&subject).await {
-        Ok(message) => match decode(&config.cell, &message.subject, &message.payload) {
-            Body::Epoch(new) => Ok((Some(*new), message.sequence)),
-            _ => Ok((None, message.sequence)),
-        },
+        Ok(message) => {
+            let body = decode(&config.cell, &message.subject, &message.payload);
+            let new = if let Body::Epoch(new) = body { Some(*new) } else { None };
+            Ok((new, message.sequence))
+        }
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok((None, 0)),
         Err(error) => Err(failed(streams, "reading its newest epoch", error.to_string())),
     }

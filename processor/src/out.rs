@@ -68,7 +68,7 @@ impl Publisher {
                 },
                 _ = look.tick() => self.chain.look(),
             }
-            while let Some(next) = self.chain.next() {
+            while let Some(next) = self.chain.due() {
                 self.start(next).await;
             }
         }

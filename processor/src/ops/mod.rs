@@ -1,7 +1,7 @@
 //! The operator's tools on state and log: `replay`, `verify` and `inspect`. They read what a processor works with and change none of it:
 //! nothing is published, no stream is created, and no store is written but the scratch one they were given.
 //!
-//! Read in this order: where they read ([`source`]), how they fold ([`refold`], [`progress`]), what each does.
+//! Read in this order: where they read (`source`), how they fold (`refold`, `progress`), what each does.
 
 mod source;
 mod progress;

@@ -19,7 +19,7 @@ pub struct Flags {
     /// The cell.
     #[arg(long, env = "PLIMSOLL_CELL", global = true, default_value = "local")]
     pub cell: CellId,
-    /// Data folder of a processor: its store (<data-dir>/state) and, unless told otherwise, its archive (<data-dir>/archive).
+    /// Data folder of a processor: its store (in state/) and, unless told otherwise, its archive (in archive/).
     #[arg(long, env = "PLIMSOLL_DATA_DIR", global = true, default_value = "plimsoll-data")]
     pub data_dir: PathBuf,
     /// Folder or file:// URL of the archive, where checkpoints are.

@@ -135,7 +135,7 @@ fn pruning_forgets_exactly_what_it_was_told_and_remembers_how_far() {
 fn a_folder_in_use_is_an_error_that_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let _held = Store::open(folder.path()).unwrap();
-    let error = Store::open(folder.path()).err().expect("the first one holds the lock");
+    let error = Store::open(folder.path()).expect_err("the first one holds the lock");
     assert!(matches!(error, Error::Locked { .. }), "{error}");
 }
 
@@ -152,7 +152,7 @@ fn a_damaged_folder_is_an_error_and_can_be_set_aside() {
                 fs::write(file, b"this is no manifest, and long enough to be read as one record").unwrap();
             }
         }
-        let error = Store::open(&path).err().expect("the manifest is gone");
+        let error = Store::open(&path).expect_err("the manifest is gone");
         assert!(matches!(error, Error::Damaged { .. }), "{error}");
         assert_eq!(set_aside(&path).unwrap(), folder.path().join(format!("state.damaged-{number}")));
     }

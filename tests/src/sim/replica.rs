@@ -363,7 +363,7 @@ impl Process {
 
     /// Sends what the chain wants to ask or publish.
     pub fn ask(&mut self) {
-        while let Some(next) = self.chain.next() {
+        while let Some(next) = self.chain.due() {
             self.asked.push_back(next);
         }
     }
