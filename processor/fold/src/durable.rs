@@ -30,7 +30,7 @@ use crate::window::Pane;
 /// Version of everything that is stored: the shape of state entries, rows and outputs. It grows with every change of shape; a store of
 /// an older format is set aside and rebuilt, one of a newer format is refused. What the fold *does* has a version of its own,
 /// [`crate::LOGIC`].
-pub const FORMAT: u32 = 6;
+pub const FORMAT: u32 = 7;
 /// First byte of every value.
 const VERSION: u8 = FORMAT as u8;
 
@@ -313,17 +313,13 @@ impl State {
             host.dirty = false;
             self.behind.insert((host.closed_ns, number));
             self.wait_for_silence(number);
-            if let Some(at_ns) = self.gap_deadline(number) {
-                self.timers.set(at_ns, Timer::Gap(number));
-            }
+            self.wait_for_gaps(number);
         }
         for number in 0..self.registry.devices.len() as u32 {
             let device = &mut self.registry.devices[number as usize];
             device.open.sort_by_key(|pane| pane.start_ns);
             (device.facts_dirty, device.pulse_dirty, device.listed) = (false, false, false);
-            if let Some(at_ns) = self.late_deadline(number) {
-                self.timers.set(at_ns, Timer::Late(number));
-            }
+            self.wait_for_late(number);
         }
         let fences: Vec<u64> = self.leases.by_fence.keys().copied().collect();
         for fence in fences {

@@ -188,7 +188,9 @@ impl State {
         }
         device.pulse_dirty = true;
         let leased = device.leased_at(at);
-        let arrival = Arrival { at, epoch: context.epoch, sequence: context.sequence, held_ms, interval_ms: context.interval_ms, sample, leased };
+        let idle_leased = leased && sample.util_percent().is_some_and(|util| util < u64::from(self.meta.settings.idle_below_percent));
+        let arrival =
+            Arrival { at, epoch: context.epoch, sequence: context.sequence, held_ms, interval_ms: context.interval_ms, sample, idle_leased };
         if in_time {
             device.pane(start_ns).add(&arrival);
             self.meta.counters.folded += 1;

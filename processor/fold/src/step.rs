@@ -117,15 +117,11 @@ impl State {
             Timer::Minute => self.alert_minute(emit),
             Timer::Late(number) => {
                 self.close_late_due(number, emit);
-                if let Some(at_ns) = self.late_deadline(number) {
-                    self.timers.set(at_ns, timer);
-                }
+                self.wait_for_late(number);
             }
             Timer::Gap(host) => {
                 self.tend_gaps(host, emit);
-                if let Some(at_ns) = self.gap_deadline(host) {
-                    self.timers.set(at_ns, timer);
-                }
+                self.wait_for_gaps(host);
             }
         }
     }
