@@ -15,7 +15,8 @@ use crate::refuse::Refusal;
 use crate::timers::Timer;
 use crate::{Effects, State};
 
-/// Most timers served per record; the rest waits for the next record.
+/// Most timers that act per record; the rest waits for the next record. One that fires early only waits again and does not count: a state
+/// rebuilt with exact deadlines has none of those, and must act at the same records.
 const TIMERS_PER_RECORD: usize = 4_096;
 
 impl State {
@@ -88,8 +89,10 @@ impl State {
 
     fn serve_timers(&mut self, emit: &mut Emit<'_>) {
         let live_ns = self.clock.live_ns;
-        for _ in 0..TIMERS_PER_RECORD {
-            let Some((queued_ns, timer)) = self.timers.pop(live_ns) else { return };
+        let mut acted = 0;
+        while acted < TIMERS_PER_RECORD
+            && let Some((queued_ns, timer)) = self.timers.pop(live_ns)
+        {
             let deadline = match timer {
                 Timer::Silence(host) => self.silence_deadline(host),
                 Timer::Lease(fence) => self.lease_deadline(fence),
@@ -100,8 +103,14 @@ impl State {
             };
             match deadline {
                 None => {}
-                Some(at_ns) if at_ns != queued_ns => self.timers.set(at_ns, timer),
-                Some(_) => self.wake(timer, emit),
+                Some(at_ns) if at_ns != queued_ns => {
+                    debug_assert!(at_ns > queued_ns, "{timer:?} is due at {at_ns}, and was queued only under {queued_ns}");
+                    self.timers.set(at_ns, timer);
+                }
+                Some(_) => {
+                    self.wake(timer, emit);
+                    acted += 1;
+                }
             }
         }
     }

@@ -7,12 +7,15 @@ use std::collections::BTreeMap;
 use plimsoll_fold::durable::{Entry, FORMAT, StateTable};
 use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::control::{Control, NewEpoch};
-use plimsoll_schemas::id::{LogEpoch, Position};
+use plimsoll_schemas::frame::{Frame, Tick};
+use plimsoll_schemas::id::{LogEpoch, Position, Slot};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::row::{PlacedRow, Row};
+use plimsoll_schemas::sample::{Field, Sample};
 use plimsoll_schemas::settings::Settings;
-use support::{Plan, Rng, cell, scenario};
+use plimsoll_schemas::time::EventTime;
+use support::{Log, Plan, Rng, START_S, cell, gpu, host_id, inventory, scenario};
 
 type Store = BTreeMap<(StateTable, Vec<u8>), Vec<u8>>;
 
@@ -158,6 +161,54 @@ fn settings_that_change_all_the_time_hold_the_same_after_a_restart() {
         assert_eq!(effects.repairs, crashed.repairs, "seed {seed}");
         assert_eq!(whole.hash(), state.hash(), "seed {seed}");
     }
+}
+
+/// A frame of a host's only GPU, taken now.
+fn frame(host: usize, sequence: u64, now_ns: i64) -> Frame {
+    Frame {
+        host: host_id(host),
+        epoch: 1,
+        sequence,
+        boot_id: None,
+        inventory_revision: 1,
+        interval_ms: 1_000,
+        backfill: false,
+        slots: vec![Slot(0)],
+        ticks: vec![Tick { sampled_at: EventTime(now_ns), held_ms: 1_000 }],
+        samples: vec![Sample::default().with(Field::UtilPercent, 50)],
+        rejected: vec![],
+        rejected_more: 0,
+    }
+}
+
+#[test]
+fn more_timers_than_one_record_serves_act_in_the_same_order_after_a_restart() {
+    let hosts = 5_000;
+    let mut log = Log::starting_at(START_S);
+    (0..hosts).for_each(|host| log.push(Body::Inventory(Box::new(inventory(host, 1, 1, 1, vec![gpu(host, 0)])))));
+    log.pass(4);
+    // Nearly all go on speaking, so that the timers set when they came wake nobody; the last ones do not.
+    (0..hosts - 10).for_each(|host| log.push(Body::Frame(Box::new(frame(host, 1, log.now_ns)))));
+    log.pass(3);
+    let committed = log.records.len();
+    // Then all fall silent at once: more timers act than one record may serve.
+    log.pass(10);
+    let (mut whole, mut store) = (State::new(cell()), Store::new());
+    log.records[..committed].iter().for_each(|record| whole.step(record, &mut Effects::default()));
+    commit(&mut whole, &mut store);
+    let mut restored = restore(&store);
+    let (mut served, mut at_once) = (0, 0);
+    for record in &log.records[committed..] {
+        let (mut a, mut b) = (Effects::default(), Effects::default());
+        whole.step(record, &mut a);
+        restored.step(record, &mut b);
+        assert_eq!(a.outputs.len(), b.outputs.len(), "{}", record.position);
+        assert_eq!(a, b, "{}", record.position);
+        let stale = a.rows.iter().filter(|row| matches!(&row.row, Row::DeviceEvent(event) if event.device_key.is_none() && event.kind == "stale"));
+        let stale = stale.count();
+        (served, at_once) = (served + stale, at_once.max(stale));
+    }
+    assert_eq!((served, at_once), (hosts, 4_096), "each host is stale once, and the bound was met");
 }
 
 #[test]
