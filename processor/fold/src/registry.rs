@@ -181,13 +181,11 @@ pub(crate) struct Facts {
     pub published: DeviceState,
     pub silence: Silence,
     pub using: Use,
-    /// State time is credited up to here, log time in ms.
-    pub credited_ms: i64,
     /// The episode of being unwell that goes on.
     pub unwell: Option<Unwell>,
 }
 
-/// What changes with every sample.
+/// What changes with every sample and every window.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Pulse {
     pub current: Option<Current>,
@@ -197,6 +195,8 @@ pub(crate) struct Pulse {
     pub heard_ns: i64,
     /// Live clock since when every fresh sample showed it empty, ns.
     pub calm_ns: Option<i64>,
+    /// State time is credited up to here, log time in ms.
+    pub credited_ms: i64,
     /// Episodes that follow samples.
     pub sessions: Sessions,
 }

@@ -82,8 +82,8 @@ impl State {
         for number in 0..self.registry.devices.len() as u32 {
             self.credit(number, before);
             let device = self.registry.device_mut(number);
-            device.facts.credited_ms = device.facts.credited_ms.max(now_ms);
-            device.facts_dirty = true;
+            device.pulse.credited_ms = device.pulse.credited_ms.max(now_ms);
+            device.pulse_dirty = true;
         }
     }
 
