@@ -18,7 +18,7 @@ use crate::episodes::Observed;
 use crate::liveness::stale_ns;
 use crate::ranges::Seen;
 use crate::refuse::Refusal;
-use crate::registry::{Current, NO_DEVICE, Recent, Silence};
+use crate::registry::{Current, Device, NO_DEVICE, Recent, Silence};
 use crate::skew::is_fresh;
 use crate::window::{Arrival, PANE_NS};
 
@@ -88,6 +88,7 @@ impl State {
                 *number = NO_DEVICE;
             }
         }
+        devices.iter().filter_map(|&number| self.registry.devices.get(number as usize)).for_each(Device::warm);
         self.fold_samples(host, frame, &devices, emit);
         self.scratch = devices;
         self.close_due(host, emit);
