@@ -163,7 +163,7 @@ signals! {
     ThermalMarginC = "thermal_margin_c", Gpu, Window;
     /// Greatest power of a window, mW.
     PowerMw = "power_mw", Gpu, Window;
-    /// Share of a window's leased time in which the GPU was under 5 % busy, percent; 0 where it was not leased.
+    /// Share of a window's leased time in which the GPU was idle, percent; 0 where it was not leased.
     IdleAllocatedPercent = "idle_allocated_percent", Gpu, Window;
     /// Samples that came of those the interval promised in a window, percent.
     CoveragePercent = "coverage_percent", Gpu, Window;

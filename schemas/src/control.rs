@@ -11,6 +11,7 @@ use crate::settings::Settings;
 /// One control record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "control records are few, and boxed in a record")]
 pub enum Control {
     /// Make hosts placeable.
     Enrol {

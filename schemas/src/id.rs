@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::hash::Hasher;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use siphasher::sip::SipHasher24;
 
 /// Longest token in a subject, in bytes.
@@ -34,13 +35,38 @@ fn is_token(text: &str) -> bool {
     !text.is_empty() && text.len() <= TOKEN_BYTES_MAX && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
+/// What every identity that is a text can do. It is shared, not copied, where one stands in thousands of rows.
+macro_rules! text {
+    ($name:ident) => {
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.serialize_str(&self.0)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                (*id.0).to_owned()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
 macro_rules! token {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-        #[serde(try_from = "String", into = "String")]
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
+        #[serde(try_from = "String")]
         #[schemars(with = "String", extend("pattern" = "^[A-Za-z0-9_-]{1,128}$"))]
-        pub struct $name(Box<str>);
+        pub struct $name(Arc<str>);
+
+        text!($name);
 
         impl $name {
             /// The token itself, as it stands in a subject.
@@ -82,17 +108,6 @@ macro_rules! token {
             }
         }
 
-        impl From<$name> for String {
-            fn from(id: $name) -> String {
-                id.0.into()
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
     };
 }
 
@@ -110,10 +125,12 @@ token! {
 }
 
 /// A GPU (or MIG instance) by the UUID its driver gives. Never the index, which moves.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
 #[schemars(with = "String", extend("pattern" = "^[A-Za-z0-9_/:.-]{1,96}$"))]
-pub struct GpuUuid(Box<str>);
+pub struct GpuUuid(Arc<str>);
+
+text!(GpuUuid);
 
 impl GpuUuid {
     /// The UUID's text.
@@ -152,18 +169,6 @@ impl TryFrom<String> for GpuUuid {
     type Error = IdError;
     fn try_from(text: String) -> Result<Self, IdError> {
         text.parse()
-    }
-}
-
-impl From<GpuUuid> for String {
-    fn from(id: GpuUuid) -> String {
-        id.0.into()
-    }
-}
-
-impl fmt::Display for GpuUuid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 

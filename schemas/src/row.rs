@@ -280,7 +280,7 @@ impl Last {
 pub struct StateTime {
     /// Leased, ms.
     pub allocated_ms: i64,
-    /// Leased and under 5 % busy, ms.
+    /// Leased and idle, ms.
     pub allocated_idle_ms: i64,
     /// Placeable, ms.
     pub free_ms: i64,

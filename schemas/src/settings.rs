@@ -35,21 +35,27 @@ macro_rules! settings {
             /// Every setting by name.
             pub const NAMES: &[&str] = &[$(stringify!($name)),*];
 
-            /// These settings with a change. Errors, in words, on the first value outside its range; then nothing changes.
+            /// These settings with a change. Errors, in words, on the first value outside its range and on settings that contradict each
+            /// other; then nothing changes.
             pub fn with(mut self, change: &Settings) -> Result<Self, String> {
-                $(if let Some(value) = change.$name {
-                    // A range that spans the whole type is a range too.
-                    #[allow(unused_comparisons, clippy::absurd_extreme_comparisons)]
-                    if !($min..=$max).contains(&value) {
-                        return Err(format!("{} is {value}, expected {} to {}", stringify!($name), $min, $max));
-                    }
-                    self.$name = value;
-                })*
+                change.check()?;
+                $(self.$name = change.$name.unwrap_or(self.$name);)*
+                self.agree()?;
                 Ok(self)
             }
         }
 
         impl Settings {
+            /// Errors, in words, on the first value outside its range. Whether it agrees with the other settings, only those in force can say.
+            pub fn check(&self) -> Result<(), String> {
+                $(if let Some(value) = self.$name {
+                    if !($min..=$max).contains(&value) {
+                        return Err(format!("{} is {value}, expected {} to {}", stringify!($name), $min, $max));
+                    }
+                })*
+                Ok(())
+            }
+
             /// Sets one by its name, as a person types it. Errors, in words, on another name or what is no number of its type.
             pub fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
                 match name {
@@ -93,6 +99,23 @@ settings! {
     thermal_pause_mk: u32 = 5_000, 0 => 100_000;
     /// … and above which it does again, mK.
     thermal_resume_mk: u32 = 10_000, 0 => 100_000;
+    /// How long a hole in a host's numbering may be mere disorder before it is a gap, ms of live clock.
+    gap_grace_ms: u64 = 5_000, 0 => 600_000;
+    /// A gap is asked for when it opens, again after this long, then after twice as long each time, …
+    gap_ask_ms: u64 = 5_000, 1_000 => 600_000;
+    /// … but at least this often, ms of live clock.
+    gap_ask_ms_max: u64 = 120_000, 1_000 => 3_600_000;
+    /// What a gap misses is lost when it was open for this long, ms of live clock.
+    gap_open_ms_max: u64 = 900_000, 1_000 => 86_400_000;
+    /// Utilisation below which a GPU is idle, percent …
+    idle_below_percent: u32 = 5, 1 => 100;
+    /// … and from which on it is busy; between the two it stays what it was.
+    busy_from_percent: u32 = 10, 1 => 100;
+    /// Least length of an episode of being busy, idle, or leased and idle, and the longest pause in it, ms; three of the host's intervals
+    /// where those are longer.
+    load_episode_ms: u64 = 30_000, 1_000 => 3_600_000;
+    /// The same for an episode of throttling, ms.
+    throttle_episode_ms: u64 = 30_000, 1_000 => 3_600_000;
     /// Most rows of `rejected` per host and ten seconds of log time; the rest is shown as a number.
     rejected_rows_max: u32 = 100, 1 => 10_000;
     /// Events on OUT about refusals of one source and reason are at least this far apart, ms of live clock.
@@ -101,6 +124,25 @@ settings! {
     requests_per_s: u32 = 200, 1 => 100_000;
     /// Requests that a tenant may send at once.
     request_burst: u32 = 2_000, 1 => 1_000_000;
+}
+
+impl Thresholds {
+    /// Errors, in words, on the first two settings of which one makes the other senseless.
+    fn agree(&self) -> Result<(), String> {
+        let at_least = [
+            // What pauses a GPU must not let it go on.
+            ("thermal_resume_mk", u64::from(self.thermal_resume_mk), "thermal_pause_mk", u64::from(self.thermal_pause_mk)),
+            // A GPU is not idle and busy at once.
+            ("busy_from_percent", u64::from(self.busy_from_percent), "idle_below_percent", u64::from(self.idle_below_percent)),
+            // Pauses grow, and what is never asked for again needs none.
+            ("gap_ask_ms_max", self.gap_ask_ms_max, "gap_ask_ms", self.gap_ask_ms),
+            ("gap_open_ms_max", self.gap_open_ms_max, "gap_ask_ms", self.gap_ask_ms),
+        ];
+        match at_least.into_iter().find(|(_, greater, _, lesser)| greater < lesser) {
+            Some((name, greater, other, lesser)) => Err(format!("{name} is {greater}, expected at least {other}, which is {lesser}")),
+            None => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -122,7 +164,25 @@ mod tests {
         check("lost_ms", "999", "lost_ms is 999, expected 1000 to 86400000");
         check("vram_limit_bp", "0", "vram_limit_bp is 0, expected 1 to 10000");
         check("vram_limit_bp", "-1", "vram_limit_bp is \"-1\", expected a number from 1 to 10000");
+        check("gap_open_ms_max", "999", "gap_open_ms_max is 999, expected 1000 to 86400000");
         let mut change = Settings::default();
         assert!(change.set("colour", "1").expect_err("no such setting").contains("lateness_ms"));
+    }
+    #[test]
+    fn settings_that_contradict_each_other_are_refused_and_both_are_named() {
+        let check = |changes: &[(&str, &str)], expected: &str| {
+            let mut change = Settings::default();
+            changes.iter().for_each(|(name, value)| change.set(name, value).expect("a setting"));
+            assert_eq!(change.check(), Ok(()), "each is within its range");
+            assert_eq!(Thresholds::default().with(&change).err().unwrap_or_default(), expected);
+        };
+        check(&[("thermal_resume_mk", "4999")], "thermal_resume_mk is 4999, expected at least thermal_pause_mk, which is 5000");
+        check(&[("thermal_pause_mk", "10001")], "thermal_resume_mk is 10000, expected at least thermal_pause_mk, which is 10001");
+        check(&[("thermal_pause_mk", "10001"), ("thermal_resume_mk", "10001")], "");
+        check(&[("idle_below_percent", "11")], "busy_from_percent is 10, expected at least idle_below_percent, which is 11");
+        check(&[("idle_below_percent", "50"), ("busy_from_percent", "50")], "");
+        check(&[("gap_ask_ms_max", "4000")], "gap_ask_ms_max is 4000, expected at least gap_ask_ms, which is 5000");
+        check(&[("gap_open_ms_max", "4000")], "gap_open_ms_max is 4000, expected at least gap_ask_ms, which is 5000");
+        check(&[("gap_open_ms_max", "4000"), ("gap_ask_ms", "4000")], "");
     }
 }

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 const MANTISSA_BITS: u32 = 6;
 /// Values below this have a bin of their own.
 pub const EXACT_BELOW: u64 = 1 << (MANTISSA_BITS + 1);
+/// Room for bins that a sketch begins with: as many as a window of 10 s has samples at 1 Hz.
+const BINS_FIRST: usize = 10;
 /// First byte of the binary form.
 const FORMAT: u8 = 1;
 
@@ -52,21 +54,36 @@ pub struct SketchError {
 impl Sketch {
     /// Counts one value.
     pub fn add(&mut self, value: u64) {
-        self.add_bin(bin_of(value), 1);
+        self.add_bin(0, bin_of(value), 1);
     }
 
-    fn add_bin(&mut self, bin: u16, count: u32) {
-        // Neighbouring samples are alike, so the place is usually at or near the end of a short list.
-        match self.bins.binary_search_by_key(&bin, |&(b, _)| b) {
-            Ok(at) => self.bins[at].1 = self.bins[at].1.saturating_add(count),
-            Err(at) => self.bins.insert(at, (bin, count)),
+    /// Adds to a bin that is none of the first `skip`; returns where it stands.
+    fn add_bin(&mut self, skip: usize, bin: u16, count: u32) -> usize {
+        match self.bins[skip..].binary_search_by_key(&bin, |&(b, _)| b) {
+            Ok(at) => {
+                let (_, counted) = &mut self.bins[skip + at];
+                *counted = counted.saturating_add(count);
+                skip + at
+            }
+            Err(at) => {
+                if self.bins.is_empty() {
+                    self.bins.reserve_exact(BINS_FIRST);
+                }
+                self.bins.insert(skip + at, (bin, count));
+                skip + at
+            }
         }
     }
 
     /// Adds another sketch to this one.
     pub fn merge(&mut self, other: &Sketch) {
+        if self.bins.is_empty() {
+            self.bins.clone_from(&other.bins);
+            return;
+        }
+        let mut skip = 0;
         for &(bin, count) in &other.bins {
-            self.add_bin(bin, count);
+            skip = self.add_bin(skip, bin, count) + 1;
         }
     }
 

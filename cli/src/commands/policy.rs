@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand, ValueEnum};
 use plimsoll_schemas::alert::Rule;
 use plimsoll_schemas::control::Control;
-use plimsoll_schemas::settings::{Settings, Thresholds};
+use plimsoll_schemas::settings::Settings;
 use plimsoll_schemas::time::parse_rfc3339_ns;
 
 use crate::error::Error;
@@ -118,14 +118,15 @@ fn question(kind: Option<Kind>, at: Option<&str>, history: bool) -> String {
     format!("SELECT kind, name, version, valid_from, valid_to, set_by, params FROM policies {filter}ORDER BY kind, name, valid_from DESC LIMIT 1000")
 }
 
-/// The changes as one record. What is out of range is refused here already, with the words of the fold.
+/// The changes as one record. What is out of range is refused here already, with the words of the fold; whether they agree with what is in
+/// force is for the fold to say.
 fn settings(changes: &[String]) -> Result<Settings, Error> {
     let mut settings = Settings::default();
     for change in changes {
         let (name, value) = change.split_once('=').ok_or_else(|| Error::Usage(format!("{change:?} is not NAME=VALUE, such as lost_ms=60000")))?;
         settings.set(name.trim(), value.trim()).map_err(Error::Usage)?;
     }
-    Thresholds::default().with(&settings).map_err(Error::Usage)?;
+    settings.check().map_err(Error::Usage)?;
     Ok(settings)
 }
 
@@ -165,6 +166,8 @@ mod tests {
         check(&["lost_ms=1"], "lost_ms is 1, expected 1000 to 86400000");
         let both = settings(&["lost_ms=60000".to_owned(), "free_after_ms = 0".to_owned()]).expect("both hold");
         assert_eq!((both.lost_ms, both.free_after_ms), (Some(60_000), Some(0)));
+        // With the settings in force this may well agree.
+        assert!(settings(&["thermal_pause_mk=20000".to_owned()]).is_ok());
     }
 
     #[test]

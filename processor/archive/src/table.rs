@@ -224,7 +224,7 @@ fn windows() -> Vec<Column<WindowRow>> {
         Column::new("power_mw_max", Get::Int64(|r| r.row.stats.power_mw_max), "Greatest power, mW."),
         Column::new("temperature_c_max", Get::Int16(|r| r.row.stats.temperature_c_max), "Greatest temperature, degrees Celsius."),
         Column::new("allocated_ms", Get::Int64(|r| Some(r.row.state.allocated_ms)), "Time under a lease, ms."),
-        Column::new("allocated_idle_ms", Get::Int64(|r| Some(r.row.state.allocated_idle_ms)), "Time under a lease and below 5 % busy, ms."),
+        Column::new("allocated_idle_ms", Get::Int64(|r| Some(r.row.state.allocated_idle_ms)), "Time under a lease and idle, ms."),
         Column::new("free_ms", Get::Int64(|r| Some(r.row.state.free_ms)), "Time placeable, ms."),
         Column::new("unhealthy_ms", Get::Int64(|r| Some(r.row.state.unhealthy_ms)), "Time not well, stale or lost, ms."),
         Column::new("drained_ms", Get::Int64(|r| Some(r.row.state.drained_ms)), "Time cordoned, draining or drained, ms."),
@@ -474,7 +474,7 @@ fn host_windows() -> Vec<Column<HostWindowRow>> {
         Column::new("gpus_free_min", Get::Int16(|r| int16(r.row.gpus_free_min?)), "Fewest GPUs free at once."),
         Column::new("gpus_free_max", Get::Int16(|r| int16(r.row.gpus_free_max?)), "Most GPUs free at once."),
         Column::new("gpus_alloc_max", Get::Int16(|r| int16(r.row.gpus_alloc_max?)), "Most GPUs leased at once."),
-        Column::new("gpus_idle_alloc_min", Get::Int16(|r| int16(r.row.gpus_idle_alloc_min)), "GPUs leased and below 5 % busy for the whole minute."),
+        Column::new("gpus_idle_alloc_min", Get::Int16(|r| int16(r.row.gpus_idle_alloc_min)), "GPUs leased and idle for the whole minute."),
         Column::new(
             "free_mask",
             Get::Mask(|r| Some(&r.row.free)),

@@ -166,13 +166,13 @@ impl State {
 
     /// Looks at everything with the rules of one basis on one subject.
     fn watch(&mut self, subject: Subject, basis: Basis, span: Span, value: impl Fn(&State, Signal) -> Option<i64>, emit: &mut Emit<'_>) {
-        let known = self.alerts.on(subject).next().is_some();
+        let known: Vec<u32> = self.alerts.on(subject).collect();
         let mut seen: Vec<(u32, Option<i64>)> = Vec::new();
         for (number, rule) in self.alerts.rules.iter() {
             if rule.signal.basis() == basis && rule.signal.scope() == subject.scope() {
                 let value = value(self, rule.signal);
                 // A quiet rule that stays quiet leaves no trace.
-                if value.is_some_and(|value| rule.fires_at(value)) || known && self.alerts.watched.contains_key(&(subject, number)) {
+                if value.is_some_and(|value| rule.fires_at(value)) || known.contains(&number) {
                     seen.push((number, value));
                 }
             }

@@ -76,8 +76,10 @@ impl Limits {
     }
 }
 
+/// Whether a value may stand for "no value". Sentinels come in fours that differ in the low two bits, so a few that are none are named too.
 fn is_sentinel(value: u64) -> bool {
-    value >= SENTINEL_MIN && plimsoll_schemas::reading::Number::from(value).sentinel().is_some()
+    const FOURS: [u64; 5] = [0x7fff_fff3, 0xffff_ffff, (1 << 47) + 3, 0x7fff_ffff_ffff_fff3, u64::MAX];
+    FOURS.contains(&(value | 3))
 }
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ impl State {
     /// Closes the window of one GPU that starts at `start_ns`, and the minute and hour that end before or with it.
     fn close_device_window(&mut self, number: u32, start_ns: i64, emit: &mut Emit<'_>) {
         let end_ns = start_ns + PANE_NS;
-        if self.registry.devices[number as usize].facts.credited_ms < end_ns / NS_PER_MS {
+        if self.registry.devices[number as usize].pulse.credited_ms < end_ns / NS_PER_MS {
             self.credit(number, plimsoll_schemas::time::LogTime(end_ns));
         }
         self.flush_coarser(number, start_ns, emit);
@@ -111,7 +111,7 @@ impl State {
             }
             let device = self.registry.device_mut(number);
             device.hour.get_or_insert_with(|| Pane::new(hour_ns)).merge(&minute);
-            self.closed_minutes.push(DeviceMinute::of(number, device, &minute));
+            self.closed_minutes.push(DeviceMinute::of(number, device, &minute, &self.meta.settings));
             self.close_coarse(number, Tier::Minute, minute, emit);
         }
         if let Some(hour) = self.registry.device_mut(number).hour.take_if(|pane| ended(pane, Tier::Hour)) {
@@ -188,6 +188,6 @@ impl State {
 /// Start of the earliest window for which a GPU has something to say, ns.
 fn next_content(device: &Device) -> i64 {
     let open = device.open.first().map_or(i64::MAX, |pane| pane.start_ns);
-    let credit = if device.facts.using == Use::Unknown { i64::MAX } else { floor(device.facts.credited_ms.saturating_mul(NS_PER_MS), PANE_NS) };
+    let credit = if device.facts.using == Use::Unknown { i64::MAX } else { floor(device.pulse.credited_ms.saturating_mul(NS_PER_MS), PANE_NS) };
     open.min(credit)
 }

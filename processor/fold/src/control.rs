@@ -17,7 +17,6 @@ use crate::refuse::Refusal;
 use crate::registry::HOSTS_MAX;
 use crate::requests::POLICY;
 use crate::state_time::Cause;
-use crate::timers::Timer;
 use crate::{LOGIC, State};
 
 /// Longest grace of a drain, ms: thirty days.
@@ -222,11 +221,10 @@ impl State {
         }
         for number in 0..self.registry.hosts.len() as u32 {
             self.wait_for_silence(number);
+            self.wait_for_gaps(number);
         }
         for number in 0..self.registry.devices.len() as u32 {
-            if let Some(at_ns) = self.late_deadline(number) {
-                self.timers.set(at_ns, Timer::Late(number));
-            }
+            self.wait_for_late(number);
             if new.free_memory_bytes_max != old.free_memory_bytes_max && self.registry.devices[number as usize].pulse.calm_ns.is_some() {
                 let device = self.registry.device_mut(number);
                 device.pulse.calm_ns = None;

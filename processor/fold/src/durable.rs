@@ -30,7 +30,7 @@ use crate::window::Pane;
 /// Version of everything that is stored: the shape of state entries, rows and outputs. It grows with every change of shape; a store of
 /// an older format is set aside and rebuilt, one of a newer format is refused. What the fold *does* has a version of its own,
 /// [`crate::LOGIC`].
-pub const FORMAT: u32 = 6;
+pub const FORMAT: u32 = 7;
 /// First byte of every value.
 const VERSION: u8 = FORMAT as u8;
 
@@ -115,9 +115,31 @@ fn pane_key(device: u32, kind: Kind, tier: Tier, start_ns: i64) -> Vec<u8> {
     [&device.to_be_bytes()[..], &[kind as u8, tier as u8], &start_ns.to_be_bytes()].concat()
 }
 
-fn put<T: Serialize>(entries: &mut Vec<Entry>, table: StateTable, key: Vec<u8>, value: &T) {
-    let value = postcard::to_extend(value, vec![VERSION]).expect("state is plain data that postcard can write");
-    entries.push(Entry { table, key, value: Some(value) });
+/// Entries being written. Values are written into one buffer and copied out, so that each is allocated once, in its size.
+#[derive(Default)]
+struct Writer {
+    entries: Vec<Entry>,
+    buffer: Vec<u8>,
+}
+
+impl Writer {
+    fn put<T: Serialize>(&mut self, table: StateTable, key: Vec<u8>, value: &T) {
+        self.buffer.clear();
+        self.buffer.push(VERSION);
+        self.buffer = postcard::to_extend(value, std::mem::take(&mut self.buffer)).expect("state is plain data that postcard can write");
+        self.entries.push(Entry { table, key, value: Some(self.buffer.as_slice().to_vec()) });
+    }
+
+    fn delete(&mut self, table: StateTable, key: Vec<u8>) {
+        self.entries.push(Entry { table, key, value: None });
+    }
+
+    fn put_or_delete<T: Serialize>(&mut self, table: StateTable, key: Vec<u8>, value: Option<&T>) {
+        match value {
+            Some(value) => self.put(table, key, value),
+            None => self.delete(table, key),
+        }
+    }
 }
 
 /// A hash over whole stored states: SipHash-2-4 of every table, key and value in order. Unlike the rolling [`State::hash`] it shows
@@ -147,13 +169,6 @@ impl Digest {
     }
 }
 
-fn put_or_delete<T: Serialize>(entries: &mut Vec<Entry>, table: StateTable, key: Vec<u8>, value: Option<&T>) {
-    match value {
-        Some(value) => put(entries, table, key, value),
-        None => entries.push(Entry { table, key, value: None }),
-    }
-}
-
 fn watched_key(subject: Subject, rule: u32) -> Vec<u8> {
     let (kind, number) = match subject {
         Subject::Cell => (0u8, 0),
@@ -167,77 +182,77 @@ impl State {
     /// The durable entries that changed since this was last called, for one write batch: at most one per key. Applied in any order
     /// to what earlier calls gave, they are the whole state at [`State::position`].
     pub fn take_dirty(&mut self) -> Vec<Entry> {
-        let mut entries = Vec::new();
-        put(&mut entries, StateTable::Meta, b"state".to_vec(), &self.meta);
-        put(&mut entries, StateTable::Meta, b"clock".to_vec(), &self.clock);
-        put(&mut entries, StateTable::Meta, b"announcer".to_vec(), &self.announcer);
+        let mut writer = Writer::default();
+        writer.put(StateTable::Meta, b"state".to_vec(), &self.meta);
+        writer.put(StateTable::Meta, b"clock".to_vec(), &self.clock);
+        writer.put(StateTable::Meta, b"announcer".to_vec(), &self.announcer);
         if std::mem::take(&mut self.buckets_dirty) {
-            put(&mut entries, StateTable::Meta, b"buckets".to_vec(), &self.buckets);
+            writer.put(StateTable::Meta, b"buckets".to_vec(), &self.buckets);
         }
-        self.take_alerts(&mut entries);
-        self.take_hosts(&mut entries);
-        self.take_devices(&mut entries);
+        self.take_alerts(&mut writer);
+        self.take_hosts(&mut writer);
+        self.take_devices(&mut writer);
         for fence in sorted(std::mem::take(&mut self.leases.dirty)) {
             let key = fence.to_be_bytes().to_vec();
             match self.leases.by_fence.get_mut(&fence) {
                 Some(lease) => {
                     lease.dirty = false;
-                    put(&mut entries, StateTable::Leases, key, lease);
+                    writer.put(StateTable::Leases, key, lease);
                 }
-                None => entries.push(Entry { table: StateTable::Leases, key, value: None }),
+                None => writer.delete(StateTable::Leases, key),
             }
         }
         for number in sorted(std::mem::take(&mut self.requests.dirty)) {
             let key = number.to_be_bytes().to_vec();
             match self.requests.by_number.get(&number) {
-                Some(seen) => put(&mut entries, StateTable::Requests, key, seen),
-                None => entries.push(Entry { table: StateTable::Requests, key, value: None }),
+                Some(seen) => writer.put(StateTable::Requests, key, seen),
+                None => writer.delete(StateTable::Requests, key),
             }
         }
-        entries
+        writer.entries
     }
 
-    fn take_alerts(&mut self, entries: &mut Vec<Entry>) {
+    fn take_alerts(&mut self, writer: &mut Writer) {
         for key in std::mem::take(&mut self.policies.dirty) {
             let value = self.policies.by_key.get(&key);
-            put_or_delete(entries, StateTable::Policies, key.into_bytes(), value);
+            writer.put_or_delete(StateTable::Policies, key.into_bytes(), value);
         }
-        put(entries, StateTable::Alerts, b"counted".to_vec(), &self.alerts.counted);
+        writer.put(StateTable::Alerts, b"counted".to_vec(), &self.alerts.counted);
         if std::mem::take(&mut self.alerts.rules_dirty) {
-            put(entries, StateTable::Alerts, b"rules".to_vec(), &self.alerts.rules);
+            writer.put(StateTable::Alerts, b"rules".to_vec(), &self.alerts.rules);
         }
         for (subject, rule) in std::mem::take(&mut self.alerts.dirty) {
-            put_or_delete(entries, StateTable::Alerts, watched_key(subject, rule), self.alerts.watched.get(&(subject, rule)));
+            writer.put_or_delete(StateTable::Alerts, watched_key(subject, rule), self.alerts.watched.get(&(subject, rule)));
         }
     }
 
-    fn take_hosts(&mut self, entries: &mut Vec<Entry>) {
+    fn take_hosts(&mut self, writer: &mut Writer) {
         for (host, epoch, class) in std::mem::take(&mut self.dropped_ranges) {
-            entries.push(Entry { table: StateTable::Ranges, key: ranges_key(host, epoch, class), value: None });
+            writer.delete(StateTable::Ranges, ranges_key(host, epoch, class));
         }
         for number in sorted(std::mem::take(&mut self.registry.dirty_hosts)) {
             let host = &mut self.registry.hosts[number as usize];
             host.dirty = false;
             host.forgotten_epoch = host.ranges.forgotten_epoch;
-            put(entries, StateTable::Hosts, number.to_be_bytes().to_vec(), host);
+            writer.put(StateTable::Hosts, number.to_be_bytes().to_vec(), host);
             for entry in host.ranges.entries.iter_mut().filter(|entry| entry.dirty) {
                 entry.dirty = false;
-                put(entries, StateTable::Ranges, ranges_key(number, entry.epoch, entry.class), &entry.ranges);
+                writer.put(StateTable::Ranges, ranges_key(number, entry.epoch, entry.class), &entry.ranges);
             }
         }
     }
 
-    fn take_devices(&mut self, entries: &mut Vec<Entry>) {
+    fn take_devices(&mut self, writer: &mut Writer) {
         let mut closed = std::mem::take(&mut self.closed_panes);
         for number in sorted(std::mem::take(&mut self.registry.dirty_devices)) {
             let device = &mut self.registry.devices[number as usize];
             device.listed = false;
             let key = |part: u8| [&number.to_be_bytes()[..], &[part]].concat();
             if std::mem::take(&mut device.facts_dirty) {
-                put(entries, StateTable::Devices, key(0), &device.facts);
+                writer.put(StateTable::Devices, key(0), &device.facts);
             }
             if std::mem::take(&mut device.pulse_dirty) {
-                put(entries, StateTable::Devices, key(1), &device.pulse);
+                writer.put(StateTable::Devices, key(1), &device.pulse);
             }
             let open = device.open.iter_mut().map(|pane| (Tier::TenSeconds, pane));
             let coarse = device.minute.iter_mut().map(|pane| (Tier::Minute, pane)).chain(device.hour.iter_mut().map(|pane| (Tier::Hour, pane)));
@@ -245,21 +260,21 @@ impl State {
                 (pane.dirty, pane.stored) = (false, true);
                 let key = pane_key(number, Kind::Open, tier, pane.start_ns);
                 closed.remove(&key);
-                put(entries, StateTable::Panes, key, pane);
+                writer.put(StateTable::Panes, key, pane);
             }
             for (&(tier, start_ns), late) in device.late.iter_mut().filter(|(_, late)| late.pane.dirty) {
                 (late.pane.dirty, late.pane.stored) = (false, true);
                 let key = pane_key(number, Kind::Late, tier, start_ns);
                 closed.remove(&key);
-                put(entries, StateTable::Panes, key, late);
+                writer.put(StateTable::Panes, key, late);
             }
         }
-        entries.extend(closed.into_iter().map(|key| Entry { table: StateTable::Panes, key, value: None }));
+        closed.into_iter().for_each(|key| writer.delete(StateTable::Panes, key));
         for (number, tier, start_ns) in std::mem::take(&mut self.dirty_parts) {
             let key = pane_key(number, Kind::Parts, tier, start_ns);
             match self.registry.devices[number as usize].parts.get(&(tier, start_ns)) {
-                Some(parts) => put(entries, StateTable::Panes, key, parts),
-                None => entries.push(Entry { table: StateTable::Panes, key, value: None }),
+                Some(parts) => writer.put(StateTable::Panes, key, parts),
+                None => writer.delete(StateTable::Panes, key),
             }
         }
     }
@@ -313,17 +328,13 @@ impl State {
             host.dirty = false;
             self.behind.insert((host.closed_ns, number));
             self.wait_for_silence(number);
-            if let Some(at_ns) = self.gap_deadline(number) {
-                self.timers.set(at_ns, Timer::Gap(number));
-            }
+            self.wait_for_gaps(number);
         }
         for number in 0..self.registry.devices.len() as u32 {
             let device = &mut self.registry.devices[number as usize];
             device.open.sort_by_key(|pane| pane.start_ns);
             (device.facts_dirty, device.pulse_dirty, device.listed) = (false, false, false);
-            if let Some(at_ns) = self.late_deadline(number) {
-                self.timers.set(at_ns, Timer::Late(number));
-            }
+            self.wait_for_late(number);
         }
         let fences: Vec<u64> = self.leases.by_fence.keys().copied().collect();
         for fence in fences {

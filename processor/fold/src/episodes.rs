@@ -1,9 +1,10 @@
 //! Episodes: how long a GPU was busy, idle, leased and idle, throttled or unwell, as one row from start to end.
 //!
 //! The first four are session windows over samples, in event time and in the order of instants: a sample that is older than the newest one
-//! changes its window, but no episode. A session is a run of samples for which the condition holds, with no hole longer than the gap; a
-//! sample that does not fit ends some kinds at once and others only when it lasts ([`ends_at_once`]). It becomes an episode when it has lasted as long as the gap, so dips
-//! and peaks shorter than that make no rows, and busy and idle never overlap. The rows are versions: one when it becomes an episode, one when
+//! changes its window, but no episode. A session is a run of samples for which the condition holds, with no hole longer than a pause; a
+//! sample that does not fit ends some kinds at once and others only when it lasts. It becomes an episode when it has lasted as
+//! long as a pause, so dips and peaks shorter than that make no rows, and busy and idle never overlap. How long a pause is, and what
+//! is busy and idle, are settings; a change of them holds from the next sample on. The rows are versions: one when it becomes an episode, one when
 //! it has ended, and one more if a host that was lost goes on with it.
 //!
 //! The fifth follows the state of the GPU, in log time.
@@ -11,18 +12,15 @@
 use plimsoll_schemas::out::DeviceState;
 use plimsoll_schemas::row::{DeviceEventRow, EpisodeKind, EpisodeRow, Row};
 use plimsoll_schemas::sample::Sample;
-use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_MS, NS_PER_S};
+use plimsoll_schemas::settings::Thresholds;
+use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_MS};
 use serde::{Deserialize, Serialize};
 
 use crate::State;
+use crate::control::ns;
 use crate::emit::Emit;
 use crate::state_time::Cause;
-use crate::window::IDLE_BELOW_PERCENT;
 
-/// Longest hole in a session, and least length of an episode, ns; three intervals where those are longer.
-const GAP_NS: i64 = 30 * NS_PER_S;
-/// A GPU that was idle is busy from this utilisation on, percent; below [`IDLE_BELOW_PERCENT`] it is idle again, between nothing changes.
-const BUSY_FROM_PERCENT: u64 = 10;
 /// Longest evidence, bytes.
 const EVIDENCE_BYTES_MAX: usize = 256;
 /// NVML's clocks-event reasons that take speed away, by bit. Idle, application clocks, sync boost and display clocks do not.
@@ -93,12 +91,17 @@ pub(crate) struct Observed<'a> {
     pub sample: &'a Sample,
 }
 
-/// What a sample says about one kind; absent = nothing.
+/// What a sample says about one kind.
 #[derive(Debug, Clone, Copy)]
 struct Says {
     kind: EpisodeKind,
+    /// Whether its condition holds; absent = nobody knows.
     holds: Option<bool>,
+    /// Whether a session ends with it and not only with a hole: work has pauses, and throttling comes in bursts.
+    ends: bool,
     evidence: u64,
+    /// Longest hole, and least length of an episode.
+    pause_ns: i64,
 }
 
 /// A version of an episode.
@@ -109,14 +112,6 @@ struct Version {
     ended: bool,
 }
 
-/// Whether a sample that does not fit ends a session, or only a hole does: work has pauses, and throttling comes in bursts.
-const fn ends_at_once(kind: EpisodeKind) -> bool {
-    match kind {
-        EpisodeKind::Idle | EpisodeKind::AllocatedIdle | EpisodeKind::Unhealthy => true,
-        EpisodeKind::Busy | EpisodeKind::Throttled => false,
-    }
-}
-
 /// The reasons in NVML's bits that take speed away.
 fn throttling(bits: u64) -> u64 {
     REASONS.iter().map(|(bit, _)| bits & bit).sum()
@@ -124,24 +119,29 @@ fn throttling(bits: u64) -> u64 {
 
 impl Sessions {
     /// Takes the next sample, which is newer than all before. A kind that changes leaves its versions, at most two.
-    fn take(&mut self, seen: &Observed<'_>, versions: &mut Vec<Version>) {
+    fn take(&mut self, seen: &Observed<'_>, settings: &Thresholds, versions: &mut Vec<Version>) {
         let util = seen.sample.util_percent();
         self.load = match util {
-            Some(util) if util < IDLE_BELOW_PERCENT => Load::Idle,
-            Some(util) if util >= BUSY_FROM_PERCENT => Load::Busy,
+            Some(util) if util < u64::from(settings.idle_below_percent) => Load::Idle,
+            Some(util) if util >= u64::from(settings.busy_from_percent) => Load::Busy,
             Some(_) | None => self.load,
         };
         let (load, percent) = (self.load, util.unwrap_or(0).saturating_mul(seen.held_ms.max(0) as u64));
         let bits = seen.sample.throttle_bits().map(throttling);
-        let gap_ns = GAP_NS.max(seen.interval_ms.saturating_mul(3 * NS_PER_MS));
+        let intervals_ns = seen.interval_ms.saturating_mul(3 * NS_PER_MS);
+        let (load_ns, throttle_ns) = (ns(settings.load_episode_ms).max(intervals_ns), ns(settings.throttle_episode_ms).max(intervals_ns));
+        let (busy, idle, idle_leased) =
+            (util.map(|_| load == Load::Busy), util.map(|_| load == Load::Idle), util.map(|_| load == Load::Idle && seen.leased));
+        // However long a pause may be by now, work does not go on across an episode of idling.
+        let paused = self.idle.is_some_and(|session| session.said != Said::Nothing);
         let from_ns = self.newest_ns.max(seen.at.0.saturating_sub(seen.held_ms.saturating_mul(NS_PER_MS)));
-        let mut advance = |session: &mut Option<Session>, kind: EpisodeKind, holds: Option<bool>, evidence: u64| {
-            advance(session, Says { kind, holds, evidence }, seen, from_ns, gap_ns, versions);
-        };
-        advance(&mut self.busy, EpisodeKind::Busy, util.map(|_| load == Load::Busy), percent);
-        advance(&mut self.idle, EpisodeKind::Idle, util.map(|_| load == Load::Idle), percent);
-        advance(&mut self.allocated_idle, EpisodeKind::AllocatedIdle, util.map(|_| load == Load::Idle && seen.leased), percent);
-        advance(&mut self.throttled, EpisodeKind::Throttled, bits.map(|bits| bits != 0), bits.unwrap_or(0));
+        let mut advance = |session: &mut Option<Session>, says: Says| advance(session, says, seen, from_ns, versions);
+        let of_load = |kind: EpisodeKind, holds: Option<bool>, ends: bool| Says { kind, holds, ends, evidence: percent, pause_ns: load_ns };
+        advance(&mut self.busy, of_load(EpisodeKind::Busy, busy, paused));
+        advance(&mut self.idle, of_load(EpisodeKind::Idle, idle, idle == Some(false)));
+        advance(&mut self.allocated_idle, of_load(EpisodeKind::AllocatedIdle, idle_leased, idle_leased == Some(false)));
+        let (kind, holds, evidence) = (EpisodeKind::Throttled, bits.map(|bits| bits != 0), bits.unwrap_or(0));
+        advance(&mut self.throttled, Says { kind, holds, ends: false, evidence, pause_ns: throttle_ns });
         self.newest_ns = seen.at.0;
     }
 
@@ -168,9 +168,9 @@ impl Sessions {
 }
 
 /// What one sample does to one session. `from_ns` is where the sample's time begins.
-fn advance(open: &mut Option<Session>, says: Says, seen: &Observed<'_>, from_ns: i64, gap_ns: i64, versions: &mut Vec<Version>) {
+fn advance(open: &mut Option<Session>, says: Says, seen: &Observed<'_>, from_ns: i64, versions: &mut Vec<Version>) {
     let (kind, at_ns) = (says.kind, seen.at.0);
-    let over = |session: &Session| at_ns - session.last_ns > gap_ns || says.holds == Some(false) && ends_at_once(kind);
+    let over = |session: &Session| says.ends || at_ns - session.last_ns > says.pause_ns;
     if let Some(session) = open.take_if(|session| over(session))
         && matches!(session.said, Said::Open | Said::Behind)
     {
@@ -183,7 +183,7 @@ fn advance(open: &mut Option<Session>, says: Says, seen: &Observed<'_>, from_ns:
     session.last_ns = at_ns;
     session.held_ms = session.held_ms.saturating_add(seen.held_ms.max(0) as u64);
     session.evidence = if kind == EpisodeKind::Throttled { session.evidence | says.evidence } else { session.evidence.saturating_add(says.evidence) };
-    let lasts = at_ns - session.start_ns >= gap_ns;
+    let lasts = at_ns - session.start_ns >= says.pause_ns;
     if session.said != Said::Open && (session.said != Said::Nothing || lasts) {
         session.said = if seen.lost { Said::Behind } else { Said::Open };
         if !seen.lost {
@@ -222,7 +222,7 @@ impl State {
             return;
         }
         let mut versions = Vec::new();
-        device.pulse.sessions.take(seen, &mut versions);
+        device.pulse.sessions.take(seen, &self.meta.settings, &mut versions);
         device.pulse_dirty = true;
         versions.into_iter().for_each(|version| self.say_session(number, version, emit));
     }

@@ -18,7 +18,7 @@ use crate::episodes::Observed;
 use crate::liveness::stale_ns;
 use crate::ranges::Seen;
 use crate::refuse::Refusal;
-use crate::registry::{Current, NO_DEVICE, Recent, Silence};
+use crate::registry::{Current, Device, NO_DEVICE, Recent, Silence};
 use crate::skew::is_fresh;
 use crate::window::{Arrival, PANE_NS};
 
@@ -88,6 +88,7 @@ impl State {
                 *number = NO_DEVICE;
             }
         }
+        devices.iter().filter_map(|&number| self.registry.devices.get(number as usize)).for_each(Device::warm);
         self.fold_samples(host, frame, &devices, emit);
         self.scratch = devices;
         self.close_due(host, emit);
@@ -188,7 +189,9 @@ impl State {
         }
         device.pulse_dirty = true;
         let leased = device.leased_at(at);
-        let arrival = Arrival { at, epoch: context.epoch, sequence: context.sequence, held_ms, interval_ms: context.interval_ms, sample, leased };
+        let idle_leased = leased && sample.util_percent().is_some_and(|util| util < u64::from(self.meta.settings.idle_below_percent));
+        let arrival =
+            Arrival { at, epoch: context.epoch, sequence: context.sequence, held_ms, interval_ms: context.interval_ms, sample, idle_leased };
         if in_time {
             device.pane(start_ns).add(&arrival);
             self.meta.counters.folded += 1;

@@ -8,23 +8,19 @@ use plimsoll_schemas::ctl::{Class, Repair};
 use plimsoll_schemas::id::HostId;
 use plimsoll_schemas::out::{Gap as GapOut, GapState, Payload};
 use plimsoll_schemas::row::{GapRow, Row};
+use plimsoll_schemas::settings::Thresholds;
 use plimsoll_schemas::subject::OutSubject;
 use plimsoll_schemas::time::{LogTime, NS_PER_S};
 use serde::{Deserialize, Serialize};
 
 use crate::State;
+use crate::control::ns;
 use crate::emit::Emit;
 use crate::ranges::{RANGES_MAX, Ranges, Seen};
 use crate::timers::Timer;
 
-/// How long a hole may be mere disorder before it is a gap, live clock.
-const GRACE_NS: i64 = 5 * NS_PER_S;
-/// How long a gap may stay open before what it misses is lost, live clock.
-const OPEN_NS_MAX: i64 = 900 * NS_PER_S;
-/// A gap is asked for again after this long, then twice as long each time …
-const ASK_NS_MIN: i64 = 5 * NS_PER_S;
-/// … up to this, live clock.
-const ASK_NS_MAX: i64 = 120 * NS_PER_S;
+/// The pause between two requests for a gap grows this often at most: then it is as long as it can be set, however short it began.
+const DOUBLED_MAX: u32 = 12;
 /// What cannot be asked for now, because too much is, waits this long, live clock.
 const POSTPONE_NS: i64 = NS_PER_S;
 /// Widest gap; of a wider hole only the newest part is asked for: what is older would come too late for any window.
@@ -54,16 +50,19 @@ pub(crate) struct Gap {
 enum Stage {
     /// A later sequence came at this live clock, ns.
     Noticed { since_ns: i64 },
-    /// It was announced and asked for.
-    Open { opened_at: LogTime, opened_ns: i64, asked: u32, ask_ns: i64 },
+    /// It was announced and asked for: how often, when last, and whether that was put off.
+    Open { opened_at: LogTime, opened_ns: i64, asked: u32, tried_ns: i64, put_off: bool },
 }
 
 impl Gap {
     /// Live clock at which something is to be done about it, ns.
-    fn due_ns(&self) -> i64 {
+    fn due_ns(&self, settings: &Thresholds) -> i64 {
         match self.stage {
-            Stage::Noticed { since_ns } => since_ns.saturating_add(GRACE_NS),
-            Stage::Open { opened_ns, ask_ns, .. } => ask_ns.min(opened_ns.saturating_add(OPEN_NS_MAX)),
+            Stage::Noticed { since_ns } => since_ns.saturating_add(ns(settings.gap_grace_ms)),
+            Stage::Open { opened_ns, asked, tried_ns, put_off, .. } => {
+                let pause_ns = if put_off { POSTPONE_NS } else { pause_ns(asked, settings) };
+                tried_ns.saturating_add(pause_ns).min(opened_ns.saturating_add(ns(settings.gap_open_ms_max)))
+            }
         }
     }
 
@@ -73,6 +72,11 @@ impl Gap {
             Stage::Open { opened_at, .. } => Some(opened_at),
         }
     }
+}
+
+/// How long after it was asked for, for the `asked`th time, a gap is asked for again, ns.
+fn pause_ns(asked: u32, settings: &Thresholds) -> i64 {
+    (ns(settings.gap_ask_ms) << asked.saturating_sub(1).min(DOUBLED_MAX)).min(ns(settings.gap_ask_ms_max))
 }
 
 /// What happened to the sequences `from..=to`.
@@ -102,9 +106,10 @@ pub(crate) enum What {
 
 /// The instant at which gaps are looked at.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Now {
+pub(crate) struct Now<'a> {
     pub live_ns: i64,
     pub logged_at: LogTime,
+    pub settings: &'a Thresholds,
 }
 
 impl Ranges {
@@ -197,17 +202,17 @@ impl Ranges {
     }
 
     /// Live clock at which something is to be done about a gap, ns; absent without one.
-    pub fn due_ns(&self) -> Option<i64> {
-        self.gaps.iter().map(Gap::due_ns).min()
+    pub fn due_ns(&self, settings: &Thresholds) -> Option<i64> {
+        self.gaps.iter().map(|gap| gap.due_ns(settings)).min()
     }
 
     /// Opens, asks for and gives up what is due; `asks` is how many ranges may be asked for.
-    pub fn tend(&mut self, now: Now, asks: &mut usize, turns: &mut Vec<Turn>) {
-        let due: Vec<Gap> = self.gaps.iter().filter(|gap| gap.due_ns() <= now.live_ns).cloned().collect();
+    pub fn tend(&mut self, now: Now<'_>, asks: &mut usize, turns: &mut Vec<Turn>) {
+        let due: Vec<Gap> = self.gaps.iter().filter(|gap| gap.due_ns(now.settings) <= now.live_ns).cloned().collect();
         for gap in due {
             match gap.stage {
                 Stage::Noticed { .. } => self.open(gap.from, gap.to, now, asks, turns),
-                Stage::Open { opened_ns, .. } if now.live_ns - opened_ns >= OPEN_NS_MAX => {
+                Stage::Open { opened_ns, .. } if now.live_ns - opened_ns >= ns(now.settings.gap_open_ms_max) => {
                     self.lose(gap.from, gap.to, now.live_ns, TIMED_OUT, turns);
                 }
                 Stage::Open { .. } => self.ask(gap.from, now.live_ns, asks, turns),
@@ -216,12 +221,12 @@ impl Ranges {
     }
 
     /// Opens every missing range of a hole as a gap of its own, and asks for it.
-    fn open(&mut self, from: u64, to: u64, now: Now, asks: &mut usize, turns: &mut Vec<Turn>) {
+    fn open(&mut self, from: u64, to: u64, now: Now<'_>, asks: &mut usize, turns: &mut Vec<Turn>) {
         let near = from.max(to.saturating_sub(WIDTH_MAX - 1));
         if near > from {
             self.lose(from, near - 1, now.live_ns, TOO_WIDE, turns);
         }
-        let stage = Stage::Open { opened_at: now.logged_at, opened_ns: now.live_ns, asked: 0, ask_ns: now.live_ns };
+        let stage = Stage::Open { opened_at: now.logged_at, opened_ns: now.live_ns, asked: 0, tried_ns: now.live_ns, put_off: true };
         let missing = self.missing(near, to);
         let at = self.gaps.partition_point(|gap| gap.to < near);
         let end = self.gaps.partition_point(|gap| gap.from <= to);
@@ -236,13 +241,12 @@ impl Ranges {
     fn ask(&mut self, from: u64, live_ns: i64, asks: &mut usize, turns: &mut Vec<Turn>) {
         let Ok(at) = self.gaps.binary_search_by_key(&from, |gap| gap.from) else { return };
         let missing = self.missing(from, self.gaps[at].to);
-        let Stage::Open { asked, ask_ns, .. } = &mut self.gaps[at].stage else { return };
-        if *asks == 0 {
-            *ask_ns = live_ns + POSTPONE_NS;
+        let Stage::Open { asked, tried_ns, put_off, .. } = &mut self.gaps[at].stage else { return };
+        (*tried_ns, *put_off) = (live_ns, *asks == 0);
+        if *put_off {
             return;
         }
         *asks -= 1;
-        *ask_ns = live_ns + (ASK_NS_MIN << (*asked).min(8)).min(ASK_NS_MAX);
         *asked = asked.saturating_add(1);
         if let (Some(&(from, _)), Some(&(_, to))) = (missing.first(), missing.last()) {
             turns.push(Turn { from, to, what: What::Asked });
@@ -297,17 +301,25 @@ impl State {
 
     /// When something is to be done about a gap of a host, live clock in ns; absent without one.
     pub(crate) fn gap_deadline(&self, host: u32) -> Option<i64> {
-        self.registry.hosts[host as usize].ranges.entries.iter().filter_map(|entry| entry.ranges.due_ns()).min()
+        self.registry.hosts[host as usize].ranges.entries.iter().filter_map(|entry| entry.ranges.due_ns(&self.meta.settings)).min()
+    }
+
+    /// Sets the timer of a host's gaps.
+    pub(crate) fn wait_for_gaps(&mut self, host: u32) {
+        if let Some(at_ns) = self.gap_deadline(host) {
+            self.timers.set(at_ns, Timer::Gap(host));
+        }
     }
 
     /// Opens, asks for and gives up what is due of a host.
     pub(crate) fn tend_gaps(&mut self, host: u32, emit: &mut Emit<'_>) {
-        let now = Now { live_ns: self.clock.live_ns, logged_at: emit.logged_at() };
+        let settings = self.meta.settings;
+        let now = Now { live_ns: self.clock.live_ns, logged_at: emit.logged_at(), settings: &settings };
         let granted = ASKS_PER_HOST.min(self.asks_left);
         let mut asks = granted;
         for at in 0..self.registry.hosts[host as usize].ranges.entries.len() {
             let entry = &mut self.registry.host_mut(host).ranges.entries[at];
-            if entry.ranges.due_ns().is_none_or(|due_ns| due_ns > now.live_ns) {
+            if entry.ranges.due_ns(now.settings).is_none_or(|due_ns| due_ns > now.live_ns) {
                 continue;
             }
             let (epoch, class, mut turns) = (entry.epoch, entry.class, Vec::new());
@@ -326,7 +338,7 @@ impl State {
             for Turn { from, to, what } in turns.drain(..) {
                 let spoken = Spoken { host: &id, epoch, class, from, to };
                 match what {
-                    What::Noticed => self.timers.set(self.clock.live_ns + GRACE_NS, Timer::Gap(host)),
+                    What::Noticed => self.timers.set(self.clock.live_ns + ns(self.meta.settings.gap_grace_ms), Timer::Gap(host)),
                     What::Opened { at } => spoken.say(GapState::Opened, at, MISSING, emit),
                     What::Remains { opened_at } => spoken.row(GapState::Opened, opened_at, None, MISSING, emit),
                     What::Repaired { opened_at } => spoken.say(GapState::Repaired, opened_at, MISSING, emit),

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_schemas::id::GpuUuid;
 use plimsoll_schemas::row::{HostWindowRow, MEMORY_CLASSES_GIB, Row, SlotMask, Tier};
+use plimsoll_schemas::settings::Thresholds;
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_MS};
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +16,7 @@ use crate::State;
 use crate::clock::floor;
 use crate::emit::Emit;
 use crate::registry::{Device, Use};
-use crate::window::{IDLE_BELOW_PERCENT, Pane};
+use crate::window::Pane;
 
 /// Length of a host window, ms.
 const MINUTE_MS: i64 = Tier::Minute.seconds() * 1_000;
@@ -137,7 +138,7 @@ pub(crate) struct DeviceMinute {
 
 impl DeviceMinute {
     /// From the closed pane of a minute.
-    pub fn of(number: u32, device: &Device, pane: &Pane) -> Self {
+    pub fn of(number: u32, device: &Device, pane: &Pane, settings: &Thresholds) -> Self {
         let (state, stats) = (&pane.state, &pane.stats);
         let total = device.facts.gpu.memory_total_bytes.or(stats.last.and_then(|last| u64::try_from(last.memory_total_bytes?).ok()));
         let used = stats.memory_used_bytes_max.and_then(|used| u64::try_from(used).ok());
@@ -146,7 +147,7 @@ impl DeviceMinute {
             start_ms: pane.start_ns / NS_PER_MS,
             free: state.free_ms >= MINUTE_MS,
             up: state.free_ms + state.allocated_ms + state.drained_ms >= MINUTE_MS,
-            idle_leased: state.allocated_ms >= MINUTE_MS && stats.util_percent_max.is_some_and(|most| (most as u64) < IDLE_BELOW_PERCENT),
+            idle_leased: state.allocated_ms >= MINUTE_MS && stats.util_percent_max.is_some_and(|most| (most as u32) < settings.idle_below_percent),
             memory_free_bytes: total.zip(used).map(|(total, used)| total.saturating_sub(used)),
         }
     }

@@ -169,10 +169,9 @@ impl State {
             published: DeviceState::Ok,
             silence: Silence::Heard,
             using: Use::Unknown,
-            credited_ms: now.millis(),
             unwell: None,
         });
-        self.registry.devices[number as usize].pulse = Pulse { heard_ns: self.clock.live_ns, ..Pulse::default() };
+        self.registry.devices[number as usize].pulse = Pulse { heard_ns: self.clock.live_ns, credited_ms: now.millis(), ..Pulse::default() };
         let state = self.stands(number);
         self.open_device_version(number, state, Cause::of("registered"), emit);
         Ok(number)
@@ -208,9 +207,9 @@ impl State {
         if returns {
             device.facts.retired = false;
             device.facts.registered_at = emit.logged_at();
-            device.facts.credited_ms = emit.logged_at().millis();
             device.facts.silence = Silence::Heard;
-            device.pulse = Pulse { heard_ns: live_ns, sessions: device.pulse.sessions, ..Pulse::default() };
+            let credited_ms = emit.logged_at().millis();
+            device.pulse = Pulse { heard_ns: live_ns, credited_ms, sessions: device.pulse.sessions, ..Pulse::default() };
             device.pulse_dirty = true;
         }
         let state = self.stands(number);

@@ -23,7 +23,7 @@ impl State {
     /// Adds a sample to the late part of its 10 s window.
     pub(crate) fn add_late(&mut self, number: u32, start_ns: i64, arrival: &Arrival<'_>, emit: &mut Emit<'_>) {
         let late = self.late_pane(number, Tier::TenSeconds, start_ns, emit);
-        late.pane.add(&Arrival { leased: false, ..*arrival });
+        late.pane.add(&Arrival { idle_leased: false, ..*arrival });
         late.pane.stats.late = late.pane.stats.late.saturating_add(1);
     }
 
@@ -47,6 +47,13 @@ impl State {
     /// When the earliest late part of a GPU closes, live clock in ns.
     pub(crate) fn late_deadline(&self, number: u32) -> Option<i64> {
         self.registry.devices[number as usize].late.values().map(|late| late.opened_ns + ns(self.meta.settings.late_part_ms)).min()
+    }
+
+    /// Sets the timer of a GPU's late parts.
+    pub(crate) fn wait_for_late(&mut self, number: u32) {
+        if let Some(at_ns) = self.late_deadline(number) {
+            self.timers.set(at_ns, Timer::Late(number));
+        }
     }
 
     /// Closes the late parts of a GPU that are due.

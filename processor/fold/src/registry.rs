@@ -1,12 +1,14 @@
 //! Hosts and GPUs: who is registered, where each stands, and what is open for it. Dense numbers inside, names only at the border.
 
 use std::collections::BTreeMap;
+use std::hint::black_box;
 
 use plimsoll_schemas::id::{DeviceKey, GpuUuid, HostId};
 use plimsoll_schemas::inventory::{Gpu, Placement};
 use plimsoll_schemas::out::DeviceState;
 use plimsoll_schemas::row::Tier;
-use plimsoll_schemas::sample::Sample;
+use plimsoll_schemas::sample::{Field, Sample};
+use plimsoll_schemas::sketch::Sketch;
 use plimsoll_schemas::time::{EventTime, LogTime};
 use serde::{Deserialize, Serialize};
 
@@ -181,13 +183,11 @@ pub(crate) struct Facts {
     pub published: DeviceState,
     pub silence: Silence,
     pub using: Use,
-    /// State time is credited up to here, log time in ms.
-    pub credited_ms: i64,
     /// The episode of being unwell that goes on.
     pub unwell: Option<Unwell>,
 }
 
-/// What changes with every sample.
+/// What changes with every sample and every window.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Pulse {
     pub current: Option<Current>,
@@ -197,6 +197,8 @@ pub(crate) struct Pulse {
     pub heard_ns: i64,
     /// Live clock since when every fresh sample showed it empty, ns.
     pub calm_ns: Option<i64>,
+    /// State time is credited up to here, log time in ms.
+    pub credited_ms: i64,
     /// Episodes that follow samples.
     pub sessions: Sessions,
 }
@@ -254,6 +256,20 @@ impl Device {
             pulse_dirty: true,
             listed: false,
         }
+    }
+
+    /// Reads a little of everything that a sample will change, to no other end than that it comes into the cache. The GPUs of a frame are
+    /// far apart in memory: read one after the other before they are folded, they are waited for together and not in turn.
+    pub fn warm(&self) {
+        let (facts, pulse) = (&self.facts, &self.pulse);
+        let of_pane = self.open.last().map(|pane| {
+            let (stats, state) = (&pane.stats, &pane.state);
+            let bins = |sketch: &Sketch| sketch.bins().first().map_or(0, |&(bin, _)| bin);
+            (stats.received, stats.last.map(|last| last.sequence), state.allocated_ms, bins(&stats.util_sketch), bins(&stats.memory_sketch))
+        });
+        let newest = self.recent.current().map(|&((at, ..), _)| at);
+        let current = pulse.current.map(|current| (current.sequence, current.sample.wire(Field::Procs)));
+        black_box((of_pane, newest, current, pulse.heard_ns, pulse.sessions, facts.silence, facts.leased_from, facts.draining_ns, self.listed));
     }
 
     pub fn uuid(&self) -> &GpuUuid {

@@ -107,12 +107,12 @@ impl State {
     pub(crate) fn credit(&mut self, number: u32, until: LogTime) {
         let until_ms = until.millis();
         let device = self.registry.device_mut(number);
-        let from_ms = device.facts.credited_ms;
+        let from_ms = device.pulse.credited_ms;
         if until_ms <= from_ms {
             return;
         }
-        device.facts.credited_ms = until_ms;
-        device.facts_dirty = true;
+        device.pulse.credited_ms = until_ms;
+        device.pulse_dirty = true;
         if device.facts.using == Use::Unknown {
             return;
         }

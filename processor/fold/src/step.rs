@@ -15,7 +15,8 @@ use crate::refuse::Refusal;
 use crate::timers::Timer;
 use crate::{Effects, State};
 
-/// Most timers served per record; the rest waits for the next record.
+/// Most timers that act per record; the rest waits for the next record. One that fires early only waits again and does not count: a state
+/// rebuilt with exact deadlines has none of those, and must act at the same records.
 const TIMERS_PER_RECORD: usize = 4_096;
 
 impl State {
@@ -81,15 +82,17 @@ impl State {
         for number in 0..self.registry.devices.len() as u32 {
             self.credit(number, before);
             let device = self.registry.device_mut(number);
-            device.facts.credited_ms = device.facts.credited_ms.max(now_ms);
-            device.facts_dirty = true;
+            device.pulse.credited_ms = device.pulse.credited_ms.max(now_ms);
+            device.pulse_dirty = true;
         }
     }
 
     fn serve_timers(&mut self, emit: &mut Emit<'_>) {
         let live_ns = self.clock.live_ns;
-        for _ in 0..TIMERS_PER_RECORD {
-            let Some((queued_ns, timer)) = self.timers.pop(live_ns) else { return };
+        let mut acted = 0;
+        while acted < TIMERS_PER_RECORD
+            && let Some((queued_ns, timer)) = self.timers.pop(live_ns)
+        {
             let deadline = match timer {
                 Timer::Silence(host) => self.silence_deadline(host),
                 Timer::Lease(fence) => self.lease_deadline(fence),
@@ -100,8 +103,14 @@ impl State {
             };
             match deadline {
                 None => {}
-                Some(at_ns) if at_ns != queued_ns => self.timers.set(at_ns, timer),
-                Some(_) => self.wake(timer, emit),
+                Some(at_ns) if at_ns != queued_ns => {
+                    debug_assert!(at_ns > queued_ns, "{timer:?} is due at {at_ns}, and was queued only under {queued_ns}");
+                    self.timers.set(at_ns, timer);
+                }
+                Some(_) => {
+                    self.wake(timer, emit);
+                    acted += 1;
+                }
             }
         }
     }
@@ -117,15 +126,11 @@ impl State {
             Timer::Minute => self.alert_minute(emit),
             Timer::Late(number) => {
                 self.close_late_due(number, emit);
-                if let Some(at_ns) = self.late_deadline(number) {
-                    self.timers.set(at_ns, timer);
-                }
+                self.wait_for_late(number);
             }
             Timer::Gap(host) => {
                 self.tend_gaps(host, emit);
-                if let Some(at_ns) = self.gap_deadline(host) {
-                    self.timers.set(at_ns, timer);
-                }
+                self.wait_for_gaps(host);
             }
         }
     }

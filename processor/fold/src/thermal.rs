@@ -8,7 +8,7 @@ pub(crate) fn paused(before: bool, temperature_mk: u64, limit_mk: u64, settings:
     let signed = |mk: u64| i64::try_from(mk).unwrap_or(i64::MAX);
     let margin_mk = signed(limit_mk) - signed(temperature_mk);
     let (pause_mk, resume_mk) = (i64::from(settings.thermal_pause_mk), i64::from(settings.thermal_resume_mk));
-    if before { margin_mk <= resume_mk.max(pause_mk) } else { margin_mk < pause_mk }
+    if before { margin_mk <= resume_mk } else { margin_mk < pause_mk }
 }
 
 #[cfg(test)]

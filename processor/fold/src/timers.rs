@@ -1,7 +1,8 @@
 //! Deadlines on the live clock. A timer may fire early: whoever it wakes works out the true deadline and waits again if it is later.
 //!
 //! Early firing is cheap and keeps the hot path free of re-scheduling. It leaves no trace: a timer acts only when its true deadline
-//! is the one it was queued under, so a state rebuilt with exact deadlines acts in the same order.
+//! is the one it was queued under, and whatever waits is queued at its true deadline or before. So what acts next is always the earliest
+//! true deadline, in a state rebuilt with exact deadlines as in one that was never interrupted. Whoever makes a deadline earlier sets it anew.
 
 use std::collections::BTreeSet;
 

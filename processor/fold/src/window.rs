@@ -14,8 +14,6 @@ const HOLDERS_MAX: usize = 16;
 const THROTTLE_THERMAL: u64 = 0x20 | 0x40;
 /// NVML clocks-event reasons that are about power: software power cap and hardware power brake.
 const THROTTLE_POWER: u64 = 0x4 | 0x80;
-/// Below this utilisation a leased GPU counts as idle, percent.
-pub(crate) const IDLE_BELOW_PERCENT: u64 = 5;
 
 /// Who held the GPU, and for how much of the pane.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,8 +52,8 @@ pub(crate) struct Arrival<'a> {
     /// The agent's interval, ms.
     pub interval_ms: i64,
     pub sample: &'a Sample,
-    /// Whether the GPU was leased at `at`.
-    pub leased: bool,
+    /// Whether the GPU was leased at `at`, and idle.
+    pub idle_leased: bool,
 }
 
 impl Pane {
@@ -67,7 +65,7 @@ impl Pane {
     pub fn add(&mut self, arrival: &Arrival<'_>) {
         self.dirty = true;
         add_sample(&mut self.stats, arrival);
-        if arrival.leased && arrival.sample.util_percent().is_some_and(|util| util < IDLE_BELOW_PERCENT) {
+        if arrival.idle_leased {
             self.state.allocated_idle_ms += arrival.held_ms;
         }
     }
@@ -229,7 +227,7 @@ mod tests {
             let add = |pane: &mut Pane, n: usize, &(at, util, used, held_ms, known): &(i64, u64, u64, i64, bool)| {
                 let sample = if known { Sample::default().with(Field::UtilPercent, util).with(Field::MemoryUsedBytes, used).with(Field::PowerMw, used % 700_000) }
                     else { Sample::default().with(Field::TemperatureMk, 300_000 + util) };
-                pane.add(&Arrival { at: EventTime(at), epoch: 1, sequence: n as u64, held_ms, interval_ms: 1_000, sample: &sample, leased: known });
+                pane.add(&Arrival { at: EventTime(at), epoch: 1, sequence: n as u64, held_ms, interval_ms: 1_000, sample: &sample, idle_leased: known });
             };
             let mut forward = Pane::default();
             samples.iter().enumerate().for_each(|(n, s)| add(&mut forward, n, s));
@@ -247,7 +245,7 @@ mod tests {
             let mut parts = [Pane::default(), Pane::default(), Pane::default()];
             for (n, &(part, at, util, used, held_ms)) in samples.iter().enumerate() {
                 let sample = Sample::default().with(Field::UtilPercent, util).with(Field::MemoryUsedBytes, used).with(Field::ThrottleBits, used & 0xff);
-                let arrival = Arrival { at: EventTime(at), epoch: 1, sequence: n as u64, held_ms, interval_ms: 1_000, sample: &sample, leased: util < 50 };
+                let arrival = Arrival { at: EventTime(at), epoch: 1, sequence: n as u64, held_ms, interval_ms: 1_000, sample: &sample, idle_leased: util < 50 };
                 parts[part].add(&arrival);
             }
             let merged = |order: &[&Pane]| order.iter().fold(Pane::default(), |mut sum, pane| { sum.merge(pane); sum });

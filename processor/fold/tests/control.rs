@@ -79,6 +79,10 @@ fn a_control_record_that_cannot_be_carried_out_is_refused_by_name_and_changes_no
     let settings = |settings| Control::Settings(settings);
     check(settings(Settings { lost_ms: Some(10), ..Settings::default() }), Reason::OutOfRange, "lost_ms is 10, expected 1000 to 86400000");
     check(settings(Settings { vram_limit_bp: Some(0), free_after_ms: Some(1), ..Settings::default() }), Reason::OutOfRange, "vram_limit_bp is 0");
+    let thermal = Settings { thermal_pause_mk: Some(8_000), thermal_resume_mk: Some(7_000), ..Settings::default() };
+    check(settings(thermal), Reason::OutOfRange, "thermal_resume_mk is 7000, expected at least thermal_pause_mk, which is 8000");
+    let gaps = Settings { gap_open_ms_max: Some(2_000), ..Settings::default() };
+    check(settings(gaps), Reason::OutOfRange, "gap_open_ms_max is 2000, expected at least gap_ask_ms, which is 5000");
     check(Control::Placement { policy: "best".to_owned(), version: 2 }, Reason::UnknownPolicy, "no policy best@2, this build has headroom@1");
     check(Control::Logic { version: LOGIC + 1 }, Reason::UnknownPolicy, &format!("logic {}, this build knows {LOGIC}", LOGIC + 1));
     check(Control::AlertRule(Rule { clear: Some(61), ..rule("busy") }), Reason::InvalidPolicy, "fires above 60 but clears at 61");
@@ -88,6 +92,20 @@ fn a_control_record_that_cannot_be_carried_out_is_refused_by_name_and_changes_no
     check(Control::Uncordon(Cordon::Gpu(uuid(9, 9))), Reason::DeviceNotRegistered, "no gpu GPU-9-9");
     check(Control::Drain { what: Cordon::Host(host_id(0)), grace_ms: Some(u64::MAX) }, Reason::OutOfRange, "at most 2592000000");
     check(Control::Expel { host: host_id(9) }, Reason::DeviceNotRegistered, "no host host-9");
+}
+
+#[test]
+fn a_setting_is_judged_by_those_in_force_and_not_by_the_defaults() {
+    let mut fleet = Fleet::with_hosts(0);
+    let mut change = |settings: Settings| {
+        fleet.clear();
+        fleet.control(Control::Settings(settings));
+        fleet.reasons().is_empty()
+    };
+    assert!(!change(Settings { thermal_pause_mk: Some(12_000), ..Settings::default() }));
+    assert!(change(Settings { thermal_resume_mk: Some(15_000), ..Settings::default() }));
+    assert!(change(Settings { thermal_pause_mk: Some(12_000), ..Settings::default() }));
+    assert!(!change(Settings { thermal_resume_mk: Some(10_000), ..Settings::default() }), "the default, but no longer enough");
 }
 
 #[test]

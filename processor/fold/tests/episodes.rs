@@ -12,13 +12,12 @@ use plimsoll_schemas::inventory::{EventKind, HostEvent};
 use plimsoll_schemas::out::DeviceState;
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::request::{Bundle, Place, Release, Request};
-use plimsoll_schemas::row::{EpisodeKind, PlacedRow, Row};
+use plimsoll_schemas::row::{EpisodeKind, PlacedRow, Row, Tier};
 use plimsoll_schemas::sample::{Field, Sample};
+use plimsoll_schemas::settings::{Settings, Thresholds};
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_MS, NS_PER_S};
 use support::{Plan, Rng, START_S, TOTAL, cell, gpu, host_id, inventory, scenario, tenant, uuid};
 
-/// Sessions have no longer hole than this, episodes are no shorter.
-const GAP_NS: i64 = 30 * NS_PER_S;
 const FOLLOWED: [EpisodeKind; 3] = [EpisodeKind::Busy, EpisodeKind::Idle, EpisodeKind::Throttled];
 
 /// One host with one GPU, a fold, and one hand on the clock.
@@ -79,6 +78,11 @@ impl World {
             let frame = self.frame();
             self.push(Body::Frame(Box::new(frame)));
         }
+        self
+    }
+
+    fn set(mut self, settings: Settings) -> Self {
+        self.push(Body::Control(Box::new(Control::Settings(settings))));
         self
     }
 
@@ -159,6 +163,43 @@ fn between_the_thresholds_a_gpu_stays_what_it_was() {
 }
 
 #[test]
+fn what_is_busy_and_idle_and_how_long_an_episode_is_are_settings() {
+    let percent = Settings { idle_below_percent: Some(20), busy_from_percent: Some(40), ..Settings::default() };
+    check(EpisodeKind::Idle, &|w| w.set(percent).live(60, 19, 0).live(60, 39, 0).live(40, 40, 0), &[(0, Some(120), "mean 29 %")]);
+    check(EpisodeKind::Busy, &|w| w.set(percent).live(60, 40, 0).live(60, 20, 0).live(40, 19, 0), &[(0, Some(120), "mean 30 %")]);
+    let short = Settings { load_episode_ms: Some(5_000), throttle_episode_ms: Some(10_000), ..Settings::default() };
+    check(EpisodeKind::Busy, &|w| w.set(short).live(5, 90, 0).live(6, 0, 0).live(4, 90, 0).live(9, 0, 0), &[(0, Some(5), "mean 90 %")]);
+    check(EpisodeKind::Idle, &|w| w.set(short).live(5, 90, 0).live(6, 0, 0).live(4, 90, 0), &[(5, Some(11), "mean 0 %")]);
+    check(EpisodeKind::Throttled, &|w| w.set(short).live(9, 90, 4).live(11, 90, 0).live(10, 90, 4), &[(20, None, "sw_power_cap")]);
+    check(EpisodeKind::AllocatedIdle, &|w| w.set(percent).live(5, 0, 0).place().live(60, 19, 0).live(5, 40, 0), &[(5, Some(65), "mean 19 %")]);
+}
+
+#[test]
+fn idle_time_of_windows_follows_the_same_setting() {
+    let idle_ms = |w: &World| -> i64 {
+        let of_window = |row: &PlacedRow| if let Row::Window(Tier::TenSeconds, window) = &row.row { window.state.allocated_idle_ms } else { 0 };
+        w.effects.rows.iter().map(of_window).sum()
+    };
+    let story = |below: u32| {
+        World::new().set(Settings { idle_below_percent: Some(below), busy_from_percent: Some(50), ..Settings::default() }).live(20, 0, 0).place()
+    };
+    assert_eq!(idle_ms(&story(20).live(60, 19, 0)), 49_000, "the samples from the grant to the last window that has closed");
+    assert_eq!(idle_ms(&story(19).live(60, 19, 0)), 0);
+}
+
+#[test]
+fn a_pause_that_is_made_longer_does_not_join_what_an_episode_of_idling_has_parted() {
+    let longer = Settings { load_episode_ms: Some(600_000), ..Settings::default() };
+    let story = |w: World| w.live(60, 90, 0).live(30, 0, 0).set(longer).live(700, 90, 0);
+    check(EpisodeKind::Busy, &story, &[(0, Some(60), "mean 90 %"), (90, None, "mean 90 %")]);
+    check(EpisodeKind::Idle, &story, &[(60, Some(90), "mean 0 %")]);
+    // Nobody has been told that it idled, so it was a pause.
+    let story = |w: World| w.live(60, 90, 0).live(29, 0, 0).set(longer).live(700, 90, 0);
+    check(EpisodeKind::Busy, &story, &[(0, None, "mean 90 %")]);
+    check(EpisodeKind::Idle, &story, &[]);
+}
+
+#[test]
 fn a_leased_gpu_that_idles_is_an_episode_from_the_lease_to_its_end() {
     let story = |w: World| w.live(50, 0, 0).place().live(100, 0, 0).release().live(50, 0, 0);
     check(EpisodeKind::AllocatedIdle, &story, &[(50, Some(150), "mean 0 %")]);
@@ -212,8 +253,9 @@ struct Sent {
     sample: Sample,
 }
 
-/// A GPU that changes its load and its throttling every now and then, on a host that loses frames, sends them late, and goes silent.
-fn wander(seed: u64, seconds: i64) -> (Vec<Record>, Vec<Sent>) {
+/// A GPU that changes its load and its throttling every now and then, on a host that loses frames, sends them late, and goes silent; and
+/// an operator who changes the settings in some seconds.
+fn wander(seed: u64, seconds: i64, settings: &mut dyn FnMut(i64) -> Option<Settings>) -> (Vec<Record>, Vec<Sent>) {
     let mut rng = Rng::new(seed);
     let mut log = support::Log::starting_at(START_S);
     log.push(Body::Inventory(Box::new(inventory(0, 1, 1, 1, vec![gpu(0, 0)]))));
@@ -222,6 +264,9 @@ fn wander(seed: u64, seconds: i64) -> (Vec<Record>, Vec<Sent>) {
     for second in 0..seconds {
         log.now_ns += NS_PER_S;
         log.beat();
+        if let Some(change) = settings(second) {
+            log.push(Body::Control(Box::new(Control::Settings(change))));
+        }
         if rng.below(40) == 0 {
             util = [0, 2, 4, 7, 9, 12, 50, 100][rng.below(8) as usize];
         }
@@ -232,7 +277,8 @@ fn wander(seed: u64, seconds: i64) -> (Vec<Record>, Vec<Sent>) {
         if rng.below(400) == 0 && second < seconds - 250 {
             silent_s = rng.below(200) as i64;
         }
-        let at_ns = log.now_ns + rng.below(900) as i64 * NS_PER_MS;
+        // Some hosts sample to the millisecond, so that pauses are met exactly.
+        let at_ns = log.now_ns + if seed.is_multiple_of(3) { 0 } else { rng.below(900) as i64 * NS_PER_MS };
         let held_ms = if last_ns == 0 { 0 } else { ((at_ns - last_ns) / NS_PER_MS).min(2_500) };
         let mut sample = Sample::default().with(Field::MemoryUsedBytes, 0);
         if !rng.chance(4) {
@@ -279,8 +325,10 @@ fn wander(seed: u64, seconds: i64) -> (Vec<Record>, Vec<Sent>) {
     (log.records, sent)
 }
 
-/// All sessions at least as long as the gap, by looking at the whole list at once.
-fn naive(sent: &[Sent], kind: EpisodeKind) -> Vec<(i64, i64)> {
+/// All sessions at least as long as a pause, by looking at the whole list at once.
+fn naive(sent: &[Sent], kind: EpisodeKind, settings: &Thresholds) -> Vec<(i64, i64)> {
+    let pause_ms = if kind == EpisodeKind::Throttled { settings.throttle_episode_ms } else { settings.load_episode_ms };
+    let pause_ns = pause_ms as i64 * NS_PER_MS;
     let mut busy = None;
     let (mut runs, mut newest_ns, mut broken): (Vec<(i64, i64)>, i64, bool) = (Vec::new(), 0, true);
     for &Sent { at_ns, held_ms, sample } in sent {
@@ -288,9 +336,9 @@ fn naive(sent: &[Sent], kind: EpisodeKind) -> Vec<(i64, i64)> {
             continue;
         }
         if let Some(util) = sample.util_percent() {
-            busy = if util < 5 {
+            busy = if util < u64::from(settings.idle_below_percent) {
                 Some(false)
-            } else if util >= 10 {
+            } else if util >= u64::from(settings.busy_from_percent) {
                 Some(true)
             } else {
                 busy
@@ -304,7 +352,7 @@ fn naive(sent: &[Sent], kind: EpisodeKind) -> Vec<(i64, i64)> {
         };
         if holds == Some(true) {
             match runs.last_mut() {
-                Some((_, end_ns)) if !broken && at_ns - *end_ns <= GAP_NS => *end_ns = at_ns,
+                Some((_, end_ns)) if !broken && at_ns - *end_ns <= pause_ns => *end_ns = at_ns,
                 Some(_) | None => runs.push(((at_ns - held_ms * NS_PER_MS).max(newest_ns), at_ns)),
             }
             broken = false;
@@ -312,15 +360,24 @@ fn naive(sent: &[Sent], kind: EpisodeKind) -> Vec<(i64, i64)> {
         broken |= holds == Some(false) && kind == EpisodeKind::Idle;
         newest_ns = at_ns;
     }
-    runs.retain(|(start_ns, end_ns)| end_ns - start_ns >= GAP_NS);
+    runs.retain(|(start_ns, end_ns)| end_ns - start_ns >= pause_ns);
     runs
 }
 
 #[test]
 fn episodes_equal_a_naive_pass_over_the_samples_and_never_overlap() {
     let mut found = BTreeMap::new();
+    let set = Settings {
+        idle_below_percent: Some(3),
+        busy_from_percent: Some(12),
+        load_episode_ms: Some(12_000),
+        throttle_episode_ms: Some(45_000),
+        ..Settings::default()
+    };
     for seed in 1..=40 {
-        let (records, sent) = wander(seed, 3_000);
+        let settings = if seed % 2 == 0 { set } else { Settings::default() };
+        let in_force = Thresholds::default().with(&settings).expect("they agree");
+        let (records, sent) = wander(seed, 3_000, &mut |second| (second == 0).then_some(settings));
         let (mut state, mut effects) = (State::new(cell()), Effects::default());
         records.iter().for_each(|record| state.step(record, &mut effects));
         let versions = last_versions(&effects.rows);
@@ -330,7 +387,7 @@ fn episodes_equal_a_naive_pass_over_the_samples_and_never_overlap() {
         };
         for kind in FOLLOWED {
             let episodes = of(kind);
-            assert_eq!(episodes, naive(&sent, kind), "seed {seed}: {kind:?}");
+            assert_eq!(episodes, naive(&sent, kind, &in_force), "seed {seed}: {kind:?}");
             assert!(episodes.windows(2).all(|pair| pair[0].1 <= pair[1].0), "seed {seed}: {kind:?} overlap: {episodes:?}");
             *found.entry(kind).or_insert(0) += episodes.len();
         }
@@ -339,6 +396,34 @@ fn episodes_equal_a_naive_pass_over_the_samples_and_never_overlap() {
         assert!(both.windows(2).all(|pair| pair[0].1 <= pair[1].0), "seed {seed}: busy and idle at once: {both:?}");
     }
     assert!(FOLLOWED.iter().all(|kind| found[kind] > 100), "{found:?}");
+}
+
+#[test]
+fn busy_and_idle_never_overlap_however_the_settings_change() {
+    let mut found = 0;
+    for seed in 1..=60 {
+        let mut operator = Rng::new(seed ^ 0x0b5e_55ed);
+        let (records, _) = wander(seed, 3_000, &mut |_| {
+            let (idle, above, ms) = (1 + operator.below(12) as u32, operator.below(5) as u32, 1_000 * (1 + operator.below(90)));
+            operator.chance(10).then_some(Settings {
+                idle_below_percent: Some(idle),
+                busy_from_percent: Some(idle + above),
+                load_episode_ms: Some(ms),
+                ..Settings::default()
+            })
+        });
+        let (mut state, mut effects) = (State::new(cell()), Effects::default());
+        records.iter().for_each(|record| state.step(record, &mut effects));
+        let mut both: Vec<(i64, i64, EpisodeKind)> = last_versions(&effects.rows)
+            .into_iter()
+            .filter(|((_, kind, _), _)| matches!(kind, EpisodeKind::Busy | EpisodeKind::Idle))
+            .map(|((_, kind, from), (to, _))| (from, to.expect("everything ends when the host is lost"), kind))
+            .collect();
+        both.sort_unstable_by_key(|&(from, to, _)| (from, to));
+        assert!(both.windows(2).all(|pair| pair[0].1 <= pair[1].0), "seed {seed}: {both:?}");
+        found += both.windows(2).filter(|pair| pair[0].2 != pair[1].2).count();
+    }
+    assert!(found > 500, "{found} changes between busy and idle");
 }
 
 #[test]

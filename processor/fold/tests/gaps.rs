@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_fold::durable::{Entry, StateTable};
 use plimsoll_fold::{Effects, State};
-use plimsoll_schemas::control::Tick as Beat;
+use plimsoll_schemas::control::{Control, Tick as Beat};
 use plimsoll_schemas::ctl::{Class, Repair};
 use plimsoll_schemas::frame::{Frame, Tick};
 use plimsoll_schemas::id::{LogEpoch, Position, Slot};
@@ -15,6 +15,7 @@ use plimsoll_schemas::out::{CloudEvent, GapState, Payload};
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::row::{GapRow, Row};
 use plimsoll_schemas::sample::{Field, Sample};
+use plimsoll_schemas::settings::Settings;
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_S};
 use support::{Plan, Rng, START_S, cell, gpu, host_id, inventory, scenario};
 
@@ -108,6 +109,10 @@ impl World {
         for sequence in sequences {
             assert!(self.send(0, EPOCH, sequence), "{sequence} is new");
         }
+    }
+
+    fn set(&mut self, settings: Settings) {
+        self.push(Body::Control(Box::new(Control::Settings(settings))));
     }
 
     fn pass(&mut self, seconds: i64) {
@@ -257,6 +262,62 @@ fn what_is_missing_after_a_quarter_of_an_hour_is_lost() {
     assert_eq!(world.told(), []);
     world.pass(1);
     assert_eq!(world.told(), [(Loss, 2, 2), (Repaired, 3, 3), (Loss, 4, 5)]);
+}
+
+#[test]
+fn a_shorter_grace_opens_at_once_what_has_waited_longer() {
+    let mut world = World::new(1);
+    world.set(Settings { gap_grace_ms: Some(60_000), ..Settings::default() });
+    world.frames([1, 3]);
+    world.pass(20);
+    assert_eq!(world.told(), []);
+    world.set(Settings { gap_grace_ms: Some(20_000), ..Settings::default() });
+    world.pass(1);
+    assert_eq!(world.told(), [(Opened, 2, 2)]);
+    world.set(Settings { gap_grace_ms: Some(0), ..Settings::default() });
+    world.frames([5]);
+    world.pass(1);
+    assert_eq!(world.told(), [(Opened, 4, 4)]);
+}
+
+#[test]
+fn a_shorter_pause_asks_at_once_and_a_longer_one_waits() {
+    let mut world = World::new(1);
+    world.frames([1, 3]);
+    world.pass(5 + 5 + 10);
+    assert_eq!(world.asked().len(), 3, "the next one is due in 20 s");
+    let mut seconds_until_asked = |settings: Settings, seconds: i64| {
+        world.set(settings);
+        (1..=seconds).find(|_| {
+            world.pass(1);
+            !world.asked().is_empty()
+        })
+    };
+    let pauses = |ask: u64, most: u64| Settings { gap_ask_ms: Some(ask), gap_ask_ms_max: Some(most), ..Settings::default() };
+    assert_eq!(seconds_until_asked(pauses(30_000, 120_000), 119), None);
+    assert_eq!(seconds_until_asked(pauses(30_000, 120_000), 9), Some(1), "setting what is set changes nothing");
+    assert_eq!(seconds_until_asked(pauses(1_000, 3_600_000), 9), Some(8), "the fourth pause of 1, 2, 4, 8");
+    assert_eq!(seconds_until_asked(pauses(1_000, 2_000), 9), Some(2));
+    assert_eq!(seconds_until_asked(pauses(1_000, 2_000), 9), Some(2));
+}
+
+#[test]
+fn a_shorter_life_of_gaps_gives_up_at_once_what_was_open_longer() {
+    let mut world = World::new(1);
+    world.frames([1, 3]);
+    world.pass(5 + 99);
+    world.told();
+    world.set(Settings { gap_open_ms_max: Some(100_000), ..Settings::default() });
+    assert_eq!(world.told(), []);
+    world.pass(1);
+    assert_eq!(world.told(), [(Loss, 2, 2)]);
+    world.frames([5]);
+    world.pass(5);
+    world.set(Settings { gap_open_ms_max: Some(2_000_000), ..Settings::default() });
+    world.pass(1_999);
+    assert_eq!(world.told(), [(Opened, 4, 4)]);
+    world.pass(1);
+    assert_eq!(world.told(), [(Loss, 4, 4)]);
 }
 
 #[test]

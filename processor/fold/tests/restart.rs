@@ -6,11 +6,16 @@ use std::collections::BTreeMap;
 
 use plimsoll_fold::durable::{Entry, FORMAT, StateTable};
 use plimsoll_fold::{Effects, State};
-use plimsoll_schemas::control::NewEpoch;
-use plimsoll_schemas::id::{LogEpoch, Position};
-use plimsoll_schemas::record::Record;
-use plimsoll_schemas::row::Row;
-use support::{Plan, Rng, cell, scenario};
+use plimsoll_schemas::control::{Control, NewEpoch};
+use plimsoll_schemas::frame::{Frame, Tick};
+use plimsoll_schemas::id::{LogEpoch, Position, Slot};
+use plimsoll_schemas::reason::Reason;
+use plimsoll_schemas::record::{Body, Record};
+use plimsoll_schemas::row::{PlacedRow, Row};
+use plimsoll_schemas::sample::{Field, Sample};
+use plimsoll_schemas::settings::Settings;
+use plimsoll_schemas::time::EventTime;
+use support::{Log, Plan, Rng, START_S, cell, gpu, host_id, inventory, scenario};
 
 type Store = BTreeMap<(StateTable, Vec<u8>), Vec<u8>>;
 
@@ -42,6 +47,7 @@ fn fold_with_crashes(records: &[Record], seed: u64) -> (State, Effects, u32) {
                 commit(&mut state, &mut store);
                 kept.rows.append(&mut pending.rows);
                 kept.outputs.append(&mut pending.outputs);
+                kept.repairs.append(&mut pending.repairs);
                 committed = at;
             }
             4 => {
@@ -56,6 +62,7 @@ fn fold_with_crashes(records: &[Record], seed: u64) -> (State, Effects, u32) {
     }
     kept.rows.append(&mut pending.rows);
     kept.outputs.append(&mut pending.outputs);
+    kept.repairs.append(&mut pending.repairs);
     (state, kept, crashes)
 }
 
@@ -97,6 +104,111 @@ fn a_log_that_is_replaced_before_anything_was_folded_begins_like_the_first_one()
     }
     let policies = effects.rows.iter().filter(|row| matches!(&row.row, Row::Policy(policy) if policy.kind == "logic")).count();
     assert_eq!(policies, 1, "what holds by default is said once");
+}
+
+/// The records with an operator among them who changes settings all the time.
+fn with_changing_settings(records: Vec<Record>, seed: u64) -> Vec<Record> {
+    let mut rng = Rng::new(seed ^ 0x005e_7715);
+    let mut changed = Vec::new();
+    for record in records {
+        if rng.below(300) == 0 {
+            changed.push(Record { body: Body::Control(Box::new(Control::Settings(any_settings(&mut rng)))), ..record.clone() });
+        }
+        changed.push(record);
+    }
+    for (sequence, record) in (1..).zip(&mut changed) {
+        record.position.sequence = sequence;
+    }
+    changed
+}
+
+/// Some settings that agree: those on which deadlines depend, and those of episodes.
+fn any_settings(rng: &mut Rng) -> Settings {
+    let mut ms = |least: u64, most: u64| Some(1_000 * (least + rng.below(most - least)));
+    Settings {
+        gap_grace_ms: ms(0, 30),
+        gap_ask_ms: ms(1, 20),
+        gap_ask_ms_max: ms(20, 200),
+        gap_open_ms_max: ms(20, 1_200),
+        late_part_ms: ms(1, 120),
+        stale_extra_ms: ms(0, 20),
+        lost_ms: ms(1, 200),
+        close_delay_ms: ms(1, 120),
+        free_after_ms: ms(0, 60),
+        load_episode_ms: ms(1, 90),
+        throttle_episode_ms: ms(1, 90),
+        idle_below_percent: Some(1 + rng.below(9) as u32),
+        busy_from_percent: Some(10 + rng.below(9) as u32),
+        ..Settings::default()
+    }
+}
+
+#[test]
+fn settings_that_change_all_the_time_hold_the_same_after_a_restart() {
+    for seed in 210..=217 {
+        let plan = Plan { hosts: 3, gpus: 2, seconds: 1_500, stalls: true, tenants: true, churn: true };
+        let records = with_changing_settings(scenario(seed, plan), seed);
+        let (mut whole, mut effects) = (State::new(cell()), Effects::default());
+        records.iter().for_each(|record| whole.step(record, &mut effects));
+        let refused = |row: &&PlacedRow| if let Row::Rejected(rejected) = &row.row { rejected.reason == Reason::OutOfRange } else { false };
+        assert_eq!(effects.rows.iter().filter(refused).count(), 0, "seed {seed}: every change agrees");
+        let (state, crashed, crashes) = fold_with_crashes(&records, seed);
+        assert!(crashes > 5, "seed {seed}: only {crashes} crashes");
+        for (n, (a, b)) in effects.rows.iter().zip(&crashed.rows).enumerate() {
+            assert_eq!(a, b, "seed {seed}: row {n}");
+        }
+        assert_eq!(effects.outputs, crashed.outputs, "seed {seed}");
+        assert_eq!(effects.repairs, crashed.repairs, "seed {seed}");
+        assert_eq!(whole.hash(), state.hash(), "seed {seed}");
+    }
+}
+
+/// A frame of a host's only GPU, taken now.
+fn frame(host: usize, sequence: u64, now_ns: i64) -> Frame {
+    Frame {
+        host: host_id(host),
+        epoch: 1,
+        sequence,
+        boot_id: None,
+        inventory_revision: 1,
+        interval_ms: 1_000,
+        backfill: false,
+        slots: vec![Slot(0)],
+        ticks: vec![Tick { sampled_at: EventTime(now_ns), held_ms: 1_000 }],
+        samples: vec![Sample::default().with(Field::UtilPercent, 50)],
+        rejected: vec![],
+        rejected_more: 0,
+    }
+}
+
+#[test]
+fn more_timers_than_one_record_serves_act_in_the_same_order_after_a_restart() {
+    let hosts = 5_000;
+    let mut log = Log::starting_at(START_S);
+    (0..hosts).for_each(|host| log.push(Body::Inventory(Box::new(inventory(host, 1, 1, 1, vec![gpu(host, 0)])))));
+    log.pass(4);
+    // Nearly all go on speaking, so that the timers set when they came wake nobody; the last ones do not.
+    (0..hosts - 10).for_each(|host| log.push(Body::Frame(Box::new(frame(host, 1, log.now_ns)))));
+    log.pass(3);
+    let committed = log.records.len();
+    // Then all fall silent at once: more timers act than one record may serve.
+    log.pass(10);
+    let (mut whole, mut store) = (State::new(cell()), Store::new());
+    log.records[..committed].iter().for_each(|record| whole.step(record, &mut Effects::default()));
+    commit(&mut whole, &mut store);
+    let mut restored = restore(&store);
+    let (mut served, mut at_once) = (0, 0);
+    for record in &log.records[committed..] {
+        let (mut a, mut b) = (Effects::default(), Effects::default());
+        whole.step(record, &mut a);
+        restored.step(record, &mut b);
+        assert_eq!(a.outputs.len(), b.outputs.len(), "{}", record.position);
+        assert_eq!(a, b, "{}", record.position);
+        let stale = a.rows.iter().filter(|row| matches!(&row.row, Row::DeviceEvent(event) if event.device_key.is_none() && event.kind == "stale"));
+        let stale = stale.count();
+        (served, at_once) = (served + stale, at_once.max(stale));
+    }
+    assert_eq!((served, at_once), (hosts, 4_096), "each host is stale once, and the bound was met");
 }
 
 #[test]
