@@ -6,12 +6,13 @@ TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):$(CURDIR)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help up test sim check bench build tools
+.PHONY: help up test sim mutants check bench build tools
 
 help:
 	@echo "make up      start the whole pipeline here; ARGS='--hosts 4 --gpus 8', see: $(TARGET)/debug/plimsoll up --help"
 	@echo "make test    run every test"
 	@echo "make sim     10,000 simulated runs with every kind of fault; SEEDS=a..b for others, SEED=n for one"
+	@echo "make mutants one broken line after the other, each of which the simulation must notice (builds each)"
 	@echo "make check   formatting, lints and documentation, all without warnings"
 	@echo "make bench   benchmarks (release build: takes long the first time)"
 
@@ -24,6 +25,9 @@ test: build
 # A filter instead of --test, which would choose other features and build RocksDB again.
 sim: build
 	SEEDS="$(if $(SEEDS),$(SEEDS),0..10000)" cargo test --workspace --locked -- whatever_breaks --nocapture
+
+mutants: build
+	tests/mutants/run.sh
 
 # One command for everything, so that all crates share one set of features and nothing is built twice.
 build: tools
