@@ -31,6 +31,7 @@ const BROKER: &str = include_str!("../../deploy/nats/up.conf");
 /// is started again.
 const PORTS_FROM: u16 = 20_000;
 const PORTS: u16 = 12_000;
+const PORTS_APART: u16 = 60;
 
 /// One process of the cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -134,8 +135,10 @@ impl Cell {
         for &part in parts {
             lives.push((part, self.keeper(part).signal_alive(Signal::SIGKILL).await?));
         }
-        for (part, life) in lives {
-            self.keeper(part).lives_after(life).await?;
+        for (part, mut life) in lives {
+            while !self.keeper(part).lives_after(life).await? {
+                life = self.keeper(part).signal_alive(Signal::SIGKILL).await?;
+            }
         }
         Ok(())
     }
@@ -175,11 +178,11 @@ impl Cell {
         Ok(())
     }
 
-    /// Ends by a part that ended without having been told to are the end of the test, unless the broker was away.
+    /// Nobody ended without having been killed or told to, except processors that found no broker: returns how often that was.
     pub fn nobody_gave_up(&self) -> Result<usize> {
         let mut excused = 0;
         for keeper in self.keepers() {
-            for end in keeper.ends().into_iter().filter(|end| !end.asked) {
+            for end in keeper.ends().into_iter().filter(|end| !end.killed && !end.stopped) {
                 // A replica that finds no broker, or loses it while it opens, ends and is started again.
                 let why = end.last_words.lines().rev().find(|line| line.contains(" stops: ")).unwrap_or(&end.last_words);
                 let away = why.contains("no nats-server at") || why.contains("stream PLIMSOLL_local_");
@@ -205,7 +208,8 @@ fn words(all: &[&str]) -> Vec<String> {
 
 fn free_ports<const N: usize>() -> Result<[u16; N]> {
     let mut ports = Vec::new();
-    let begin = (std::process::id() % u32::from(PORTS)) as u16;
+    // Far from those of a test that runs beside this one: a port is free for a moment when its part has just been killed.
+    let begin = (std::process::id() % u32::from(PORTS / PORTS_APART)) as u16 * PORTS_APART;
     for offset in 0..PORTS {
         let port = PORTS_FROM + (begin + offset) % PORTS;
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {

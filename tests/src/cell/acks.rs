@@ -15,8 +15,9 @@ use super::witness::{Message, hash_of};
 /// Publishes whose acknowledgement has not come; more are forgotten, oldest first.
 const WAITING_MAX: usize = 16_384;
 
-#[derive(Debug, Default)]
-struct Heard {
+/// What was overheard.
+#[derive(Debug, Clone, Default)]
+pub struct Overheard {
     /// (stream, sequence) → the hash of what it was given for, and where that went.
     acknowledged: BTreeMap<(String, u64), (u64, String)>,
     findings: Vec<String>,
@@ -25,24 +26,30 @@ struct Heard {
 /// An eavesdropper.
 #[derive(Debug)]
 pub struct Acks {
-    heard: Arc<Mutex<Heard>>,
+    heard: Arc<Mutex<Overheard>>,
     task: JoinHandle<()>,
 }
 
 impl Acks {
     /// Starts to listen.
     pub fn start(url: &str) -> Self {
-        let heard = Arc::new(Mutex::new(Heard::default()));
+        let heard = Arc::new(Mutex::new(Overheard::default()));
         let task = tokio::spawn(listen(url.to_owned(), heard.clone()));
         Self { heard, task }
     }
 
+    /// What was overheard so far: a stream that is read after this must hold all of it.
+    pub fn so_far(&self) -> Overheard {
+        self.heard.lock().expect("no holder panics").clone()
+    }
+}
+
+impl Overheard {
     /// Every acknowledged message of a stream stands under its number with its bytes. Returns how many were overheard.
     pub fn stand_in(&self, stream: &str, messages: &[Message]) -> Result<usize> {
-        let heard = self.heard.lock().expect("no holder panics");
-        ensure!(heard.findings.is_empty(), "{}", heard.findings.join("\n"));
+        ensure!(self.findings.is_empty(), "{}", self.findings.join("\n"));
         let mut count = 0;
-        for ((_, sequence), (hash, subject)) in heard.acknowledged.iter().filter(|((of, _), _)| of == stream) {
+        for ((_, sequence), (hash, subject)) in self.acknowledged.iter().filter(|((of, _), _)| of == stream) {
             let index = usize::try_from(*sequence)?.checked_sub(1).context("sequences begin at 1")?;
             let standing = messages.get(index).with_context(|| format!("{stream} {sequence} on {subject} was acknowledged and is gone"))?;
             ensure!(standing.hash() == *hash, "{stream} {sequence}: acknowledged on {subject}, something else stands on {}", standing.subject);
@@ -58,14 +65,14 @@ impl Drop for Acks {
     }
 }
 
-async fn listen(url: String, heard: Arc<Mutex<Heard>>) {
+async fn listen(url: String, heard: Arc<Mutex<Overheard>>) {
     loop {
         let _ = listen_connected(&url, &heard).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-async fn listen_connected(url: &str, heard: &Mutex<Heard>) -> Result<()> {
+async fn listen_connected(url: &str, heard: &Mutex<Overheard>) -> Result<()> {
     // A connection for one life of the broker: what was published before is not acknowledged after.
     let client = async_nats::ConnectOptions::new().max_reconnects(1).connect(url).await?;
     // One subscription, so that a publish always comes before its acknowledgement.

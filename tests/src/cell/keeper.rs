@@ -1,5 +1,6 @@
-//! Keeps one program running: starts it again whenever it ends, and writes down every end and whether it was asked for.
+//! Keeps one program running: starts it again whenever it ends, and writes down every end.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -35,8 +36,10 @@ pub struct Program {
 pub struct End {
     /// How the system calls it.
     pub status: String,
-    /// Whether it was told to, or killed by the test.
-    pub asked: bool,
+    /// Whether it died of SIGKILL: nobody but the test sends that.
+    pub killed: bool,
+    /// Whether it was told to end and not to come back.
+    pub stopped: bool,
     /// Its last lines.
     pub last_words: String,
 }
@@ -47,8 +50,7 @@ struct Life {
     number: u64,
     /// Absent between two lives.
     pid: Option<i32>,
-    /// The life that the test has told to end; no later one is started once the test wants none.
-    asked: u64,
+    /// No later life is started.
     stopping: bool,
     ends: Vec<End>,
 }
@@ -87,13 +89,10 @@ impl Keeper {
         Ok(found.with_context(|| format!("{}: {what} after {PATIENCE:?}", self.name))??.clone())
     }
 
-    /// Sends a signal to the life it has now, or to the next one if it has none; returns its number. SIGKILL and SIGTERM ask for its end.
+    /// Sends a signal to the life it has now, or to the next one if it has none; returns its number.
     pub async fn signal_alive(&self, signal: Signal) -> Result<u64> {
         loop {
             let life = self.wait("not running", |life| life.pid.is_some()).await?;
-            if matches!(signal, Signal::SIGKILL | Signal::SIGTERM) {
-                self.life.send_modify(|now| now.asked = life.number);
-            }
             match kill(Pid::from_raw(life.pid.context("just seen")?), signal) {
                 // It has ended by itself in this moment.
                 Err(Errno::ESRCH) => tokio::time::sleep(BACK_OFF).await,
@@ -102,9 +101,10 @@ impl Keeper {
         }
     }
 
-    /// Waits for a life after that one.
-    pub async fn lives_after(&self, number: u64) -> Result<()> {
-        self.wait("not started again", |life| life.number > number && life.pid.is_some()).await.map(|_| ())
+    /// Waits for a life after that one; whether that one was killed. If not, it had ended by itself in the same moment.
+    pub async fn lives_after(&self, number: u64) -> Result<bool> {
+        let life = self.wait("not started again", |life| life.number > number && life.pid.is_some()).await?;
+        Ok(life.ends.get(usize::try_from(number)? - 1).is_some_and(|end| end.killed))
     }
 
     /// Tells it to end in good order, and does not start it again.
@@ -141,12 +141,12 @@ async fn keep(program: Program, folder: PathBuf, life: watch::Sender<Life>) -> R
             life.number += 1;
             life.pid = Some(pid);
         });
-        let status = child.wait().await?.to_string();
+        let status = child.wait().await?;
         let last_words = last_words(&said)?;
         life.send_modify(|life| {
             life.pid = None;
-            let asked = life.asked == life.number;
-            life.ends.push(End { status, asked, last_words });
+            let stopped = life.stopping;
+            life.ends.push(End { killed: status.signal() == Some(Signal::SIGKILL as i32), stopped, status: status.to_string(), last_words });
         });
         tokio::time::sleep(BACK_OFF).await;
     }

@@ -112,3 +112,65 @@ impl Ledger {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn placed(number: u64, lease: &str, milli: u64) -> Value {
+        let assignment = json!({ "device_uuid": "GPU-1", "milli": milli });
+        let data = json!({ "decision_seq": number, "request_id": format!("r-{number}"), "outcome": "placed", "assignments": [assignment],
+            "lease": { "lease_id": lease, "fence": number } });
+        json!({ "type": "plimsoll.place.decided.v1", "data": data })
+    }
+
+    fn ended(lease: &str) -> Value {
+        json!({ "type": "plimsoll.lease.changed.v1", "data": { "lease_id": lease, "state": "ended", "cause": "released" } })
+    }
+
+    /// The events as they would stand in OUT.
+    fn read(events: &[Value]) -> Result<Ledger> {
+        let number = |(event, n): (&Value, u64)| {
+            let mut event = event.clone();
+            let id = event.get("id").cloned().unwrap_or(json!(n));
+            event["id"] = id;
+            event["outseq"] = json!(n);
+            Message { sequence: n, logged_ns: 0, subject: String::new(), payload: event.to_string().into_bytes() }
+        };
+        Ledger::read(&events.iter().zip(1..).map(number).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn what_stands_twice_is_skipped_or_given_away_twice_is_found() {
+        let check = |events: &[Value], expected: Option<&str>| {
+            let found = read(events).err().map(|error| format!("{error:#}"));
+            let as_expected = match (&found, expected) {
+                (Some(found), Some(expected)) => found.contains(expected),
+                (None, None) => true,
+                (Some(_), None) | (None, Some(_)) => false,
+            };
+            assert!(as_expected, "{found:?}, expected {expected:?}");
+        };
+        let mut same_id = placed(2, "l-2", 500);
+        same_id["id"] = json!(1);
+        let mut same_request = placed(2, "l-2", 500);
+        same_request["data"]["request_id"] = json!("r-1");
+        check(&[placed(1, "l-1", 500), placed(2, "l-2", 500), ended("l-1"), placed(3, "l-3", 500)], None);
+        check(&[placed(1, "l-1", 500), same_id], Some("stands twice"));
+        check(&[placed(1, "l-1", 500), same_request], Some("decided before"));
+        check(&[placed(1, "l-1", 500), placed(3, "l-3", 500)], Some("decision 2 was expected"));
+        check(&[placed(1, "l-1", 600), placed(2, "l-2", 500)], Some("1100 thousandths"));
+        check(&[placed(1, "l-1", 500), placed(2, "l-1", 500)], Some("granted before"));
+        check(&[ended("l-1")], Some("not held has ended"));
+    }
+
+    #[test]
+    fn a_request_without_a_decision_and_a_decision_without_a_request_are_found() {
+        let ledger = read(&[placed(1, "l-1", 500), ended("l-1")]).expect("a good ledger");
+        let sent = |ids: &[&str]| Sent { decisions: ids.iter().map(|id| (*id).to_owned()).collect(), ..Sent::default() };
+        assert!(ledger.answers(&sent(&["r-1"])).is_ok());
+        assert!(ledger.answers(&sent(&["r-1", "r-2"])).is_err(), "one was never decided");
+        assert!(ledger.answers(&sent(&[])).is_err(), "one was never asked for");
+    }
+}

@@ -87,3 +87,28 @@ impl Numbering {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_hole_without_a_name_and_a_loss_that_stands_are_found() {
+        let check = |sequences: &[u64], lost: &[(u64, u64)], expected: bool| {
+            let message = |&sequence: &u64| {
+                let payload = json!({ "host": "h", "epoch": 1, "sequence": sequence }).to_string().into_bytes();
+                Message { sequence, logged_ns: 0, subject: "plimsoll.local.log.event.h".to_owned(), payload }
+            };
+            let mut numbering = Numbering::read(&sequences.iter().map(message).collect::<Vec<_>>()).expect("readable");
+            let mut ledger = Ledger::default();
+            ledger.lost.insert(("h".to_owned(), 1, "event".to_owned()), lost.to_vec());
+            assert_eq!(numbering.holes_are_named(&ledger).is_ok(), expected, "{sequences:?} without {lost:?}");
+        };
+        check(&[1, 2, 3, 2], &[], true);
+        check(&[1, 4], &[(2, 3)], true);
+        check(&[2], &[], false);
+        check(&[1, 4], &[(3, 3)], false);
+        check(&[1, 2, 4], &[(2, 3)], false);
+    }
+}
