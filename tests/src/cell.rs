@@ -11,9 +11,9 @@ pub mod witness;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::pipeline::{binaries, eventually, nats_server, scrape};
@@ -129,15 +129,15 @@ impl Cell {
         [&self.nats, &self.agent].into_iter().chain(&self.processors).chain(&self.queries)
     }
 
-    /// Kills parts with SIGKILL at the same moment and waits until each is started again.
-    pub async fn kill(&self, parts: &[Part]) -> Result<()> {
+    /// Kills parts with SIGKILL at the same moment and waits for their ends. They are started again after `down`.
+    pub async fn kill(&self, parts: &[Part], down: Duration) -> Result<()> {
         let mut lives = Vec::new();
         for &part in parts {
-            lives.push((part, self.keeper(part).signal_alive(Signal::SIGKILL).await?));
+            lives.push((part, self.keeper(part).kill(down).await?));
         }
         for (part, mut life) in lives {
-            while !self.keeper(part).lives_after(life).await? {
-                life = self.keeper(part).signal_alive(Signal::SIGKILL).await?;
+            while !self.keeper(part).killed(life).await? {
+                life = self.keeper(part).kill(down).await?;
             }
         }
         Ok(())

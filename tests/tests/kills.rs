@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use plimsoll_tests::cell::acks::{Acks, Overheard};
+use plimsoll_tests::cell::keeper::BACK_OFF;
 use plimsoll_tests::cell::ledger::Ledger;
 use plimsoll_tests::cell::moments::{Act, Stalls, acts};
 use plimsoll_tests::cell::numbering::Numbering;
@@ -27,6 +28,10 @@ use tokio::time::{Instant, timeout};
 const FLEET: Fleet = Fleet { hosts: 32, gpus: 8, interval_ms: 1_000 };
 /// Longest pause between two acts, ms: long enough for a killed part to do real work again, short enough to be killed while it starts.
 const PAUSE_MS_MAX: u64 = 4_500;
+/// So many of 100 kills keep the part down …
+const DOWN_PERCENT: u64 = 30;
+/// … for at most this long, ms: longer than it takes the standby to take over, and other parts are killed meanwhile.
+const DOWN_MS_MAX: u64 = 6_000;
 /// A paused processor stays paused for at most this long after the other one has taken over, ms.
 const PAUSED_MS_MAX: u64 = 2_500;
 /// After so much calm every window that ends before it has closed, late parts included.
@@ -138,7 +143,8 @@ impl Stage {
         for &part in &parts {
             *self.killed.entry(self.cell.keeper(part).name().to_owned()).or_default() += 1;
         }
-        self.cell.kill(&parts).await
+        let down = if self.rng.chance(DOWN_PERCENT) { Duration::from_millis(self.rng.below(DOWN_MS_MAX)) } else { BACK_OFF };
+        self.cell.kill(&parts, down).await
     }
 
     /// The replica that sent the newest tick, and when the broker took it.

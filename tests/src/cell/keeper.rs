@@ -15,8 +15,8 @@ use tokio::time::timeout;
 
 use crate::pipeline::{PATIENCE, binaries};
 
-/// Between an end and the next start.
-const BACK_OFF: Duration = Duration::from_millis(100);
+/// Between an end and the next start, unless told otherwise.
+pub const BACK_OFF: Duration = Duration::from_millis(100);
 /// So much of what it said last is kept of an end, bytes.
 const LAST_WORDS_BYTES: u64 = 2_000;
 
@@ -50,6 +50,8 @@ struct Life {
     number: u64,
     /// Absent between two lives.
     pid: Option<i32>,
+    /// How long after this life the next one begins.
+    back_off: Duration,
     /// No later life is started.
     stopping: bool,
     ends: Vec<End>,
@@ -101,10 +103,18 @@ impl Keeper {
         }
     }
 
-    /// Waits for a life after that one; whether that one was killed. If not, it had ended by itself in the same moment.
-    pub async fn lives_after(&self, number: u64) -> Result<bool> {
-        let life = self.wait("not started again", |life| life.number > number && life.pid.is_some()).await?;
-        Ok(life.ends.get(usize::try_from(number)? - 1).is_some_and(|end| end.killed))
+    /// Sends SIGKILL, and keeps it down for that long after its end; returns the number of the life.
+    pub async fn kill(&self, down: Duration) -> Result<u64> {
+        self.wait("not running", |life| life.pid.is_some()).await?;
+        self.life.send_modify(|life| life.back_off = down);
+        self.signal_alive(Signal::SIGKILL).await
+    }
+
+    /// Waits for the end of a life; whether it was killed. If not, it had ended by itself in the same moment.
+    pub async fn killed(&self, number: u64) -> Result<bool> {
+        let number = usize::try_from(number)?;
+        let life = self.wait("did not end", |life| life.ends.len() >= number).await?;
+        Ok(life.ends[number - 1].killed)
     }
 
     /// Tells it to end in good order, and does not start it again.
@@ -140,6 +150,7 @@ async fn keep(program: Program, folder: PathBuf, life: watch::Sender<Life>) -> R
         life.send_modify(|life| {
             life.number += 1;
             life.pid = Some(pid);
+            life.back_off = BACK_OFF;
         });
         let status = child.wait().await?;
         let last_words = last_words(&said)?;
@@ -148,7 +159,8 @@ async fn keep(program: Program, folder: PathBuf, life: watch::Sender<Life>) -> R
             let stopped = life.stopping;
             life.ends.push(End { killed: status.signal() == Some(Signal::SIGKILL as i32), stopped, status: status.to_string(), last_words });
         });
-        tokio::time::sleep(BACK_OFF).await;
+        let back_off = life.borrow().back_off;
+        tokio::time::sleep(back_off).await;
     }
     Ok(())
 }
