@@ -4,7 +4,7 @@
 //! `KILLS=n` kills of each part (default 3) and `SWAPS=n` pauses (default 3); `make kills` takes 200 and 100. `SEED=n` chooses what happens when.
 #![expect(clippy::disallowed_methods, reason = "kills come at random moments, and what they cost is measured")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -236,6 +236,7 @@ impl Stage {
         self.roles(log)?;
         eprintln!("the replicas said the same hash at {} positions", hashes_agree(log)?);
         self.killed()?;
+        self.decisions_in_sql(&ledger).await?;
         self.windows(log, &numbering, *until_s).await
     }
 
@@ -269,6 +270,33 @@ impl Stage {
         }
         let excused = self.cell.nobody_gave_up()?;
         eprintln!("killed: {:?}; {excused} times a processor that found no broker ended by itself and was started again", self.killed);
+        Ok(())
+    }
+
+    /// SQL shows the decisions and leases that stand in OUT, each once.
+    async fn decisions_in_sql(&self, ledger: &Ledger) -> Result<()> {
+        for (replica, name) in REPLICAS.iter().enumerate() {
+            eventually(async || {
+                let client = self.cell.postgres(replica).await?;
+                let rows = client.query("SELECT decision_seq::bigint, request_id FROM placement_decisions ORDER BY 1", &[]).await?;
+                let decisions: Vec<(u64, String)> = rows.iter().map(|row| (row.get::<_, i64>(0) as u64, row.get(1))).collect();
+                let expected = ledger.placements.iter().map(|(number, request)| (*number, request.clone()));
+                ensure!(decisions.iter().cloned().eq(expected), "{name}: SQL shows {} decisions, OUT {}", decisions.len(), ledger.placements.len());
+                let rows = client.query("SELECT lease_id, state FROM leases", &[]).await?;
+                let ended: Vec<String> = rows.iter().filter(|row| row.get::<_, &str>(1) == "ended").map(|row| row.get(0)).collect();
+                let once = ended.len() == rows.len() && ended.iter().cloned().collect::<BTreeSet<_>>() == ledger.ended;
+                ensure!(
+                    once && ended.len() == ledger.ended.len(),
+                    "{name}: SQL shows {} leases, {} ended, OUT {}",
+                    rows.len(),
+                    ended.len(),
+                    ledger.ended.len()
+                );
+                eprintln!("{name}: {} decisions and {} leases in SQL, as in OUT", decisions.len(), ended.len());
+                Ok(())
+            })
+            .await?;
+        }
         Ok(())
     }
 

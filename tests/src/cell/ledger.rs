@@ -17,6 +17,8 @@ const WHOLE_MILLI: u64 = 1_000;
 pub struct Ledger {
     /// Decisions.
     pub decisions: u64,
+    /// Of them, those about GPUs: number → request.
+    pub placements: BTreeMap<u64, String>,
     /// Of them, requests that were placed.
     pub placed: u64,
     /// Leases that ran out although they were renewed.
@@ -25,12 +27,13 @@ pub struct Ledger {
     pub lost: BTreeMap<(String, u64, String), Vec<(u64, u64)>>,
     /// Sequences of the log said to be lost.
     pub log_lost: u64,
+    /// Leases that have ended.
+    pub ended: BTreeSet<String>,
     ids: BTreeSet<String>,
     decided: BTreeSet<String>,
     fences: BTreeSet<u64>,
     /// Leases that have not ended: GPU and thousandths.
     leases: BTreeMap<String, (String, u64)>,
-    ended: BTreeSet<String>,
     used_milli: BTreeMap<String, u64>,
 }
 
@@ -54,6 +57,9 @@ impl Ledger {
             ensure!(number == self.decisions, "decision {} was expected", self.decisions);
             let request = data["request_id"].as_str().context("request_id")?;
             ensure!(self.decided.insert(request.to_owned()), "{request} was decided before");
+            if event["type"] == "plimsoll.place.decided.v1" {
+                self.placements.insert(number, request.to_owned());
+            }
         }
         match event["type"].as_str() {
             Some("plimsoll.place.decided.v1") if data["outcome"] == "placed" => self.grant(data),
@@ -108,6 +114,7 @@ impl Ledger {
         ensure!(strange.is_empty(), "{} decisions that nobody asked for: {strange:?}", strange.len());
         let kept: Vec<_> = sent.releases.difference(&self.ended).collect();
         ensure!(kept.is_empty(), "{} leases were given back and have not ended: {kept:?}", kept.len());
+        ensure!(self.expired == 0, "{} leases ran out although they were renewed", self.expired);
         ensure!(self.leases.is_empty(), "leases that nobody holds any more: {:?}", self.leases);
         Ok(())
     }
