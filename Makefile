@@ -6,13 +6,14 @@ TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):$(CURDIR)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help up test sim mutants check bench build tools
+.PHONY: help up test sim mutants kills check bench build tools
 
 help:
 	@echo "make up      start the whole pipeline here; ARGS='--hosts 4 --gpus 8', see: $(TARGET)/debug/plimsoll up --help"
 	@echo "make test    run every test"
 	@echo "make sim     10,000 simulated runs with every kind of fault; SEEDS=a..b for others, SEED=n for one"
 	@echo "make mutants one broken line after the other, each of which the simulation must notice (builds each)"
+	@echo "make kills   200 kills of each part and 100 pauses of the processor under load, near an hour; KILLS=n SWAPS=n SEED=n for others"
 	@echo "make check   formatting, lints and documentation, all without warnings"
 	@echo "make bench   benchmarks (release build: takes long the first time)"
 
@@ -28,6 +29,9 @@ sim: build
 
 mutants: build
 	tests/mutants/run.sh
+
+kills: build
+	KILLS="$(if $(KILLS),$(KILLS),200)" SWAPS="$(if $(SWAPS),$(SWAPS),100)" cargo test --workspace --locked -- killed_and_paused --nocapture
 
 # One command for everything, so that all crates share one set of features and nothing is built twice.
 build: tools

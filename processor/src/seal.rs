@@ -101,15 +101,13 @@ impl Sealer {
     }
 
     async fn seal(&mut self, up_to: Position) -> Result<(), Failed> {
+        // Another replica may have sealed since: one that takes over goes on from there.
+        self.newest = self.archive.newest().await?;
         let after = self.newest.as_ref().map_or(Position::default(), |newest| newest.position);
         if up_to > after {
             let gone = self.expired()?;
             let dropped = gone.iter().map(|file| file.path.clone()).collect();
-            let sealed = self.write(after, up_to, dropped).await;
-            if matches!(sealed, Err(Failed::Archive(plimsoll_archive::Error::Taken { .. }))) {
-                self.newest = self.archive.newest().await?;
-            }
-            let manifest = sealed?;
+            let manifest = self.write(after, up_to, dropped).await?;
             tracing::info!(version = manifest.version, position = %manifest.position, files = manifest.files.len(), "sealed");
             self.tidy.note(manifest.version, &gone);
             self.newest = Some(manifest);

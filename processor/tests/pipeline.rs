@@ -236,6 +236,28 @@ async fn sealed_rows_leave_the_store_one_manifest_later() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_takes_over_seals_on_from_what_the_other_has_sealed() {
+    let Some(broker) = Broker::start().await else { return };
+    let (one, two, archive) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let shared = ["--archive", archive.path().to_str().unwrap(), "--seal-interval-s", "2"];
+    let mut first = Processor::start(&broker, one.path(), &shared).await;
+    first.ready().await;
+    first.becomes(true).await;
+    let mut second = Processor::start(&broker, two.path(), &shared).await;
+    second.ready().await;
+    broker.inventory().await;
+    let _feed = broker.feed(1);
+    let sealed = async |processor: &Processor| processor.status().await["sealed"]["version"].as_u64().unwrap_or(0);
+    eventually("the active replica has sealed twice", || async { sealed(&second).await >= 2 }).await;
+    first.kill();
+    let before = sealed(&second).await;
+    second.becomes(true).await;
+    eventually("the other one seals", || async { sealed(&second).await > before + 1 }).await;
+    assert_eq!(second.metric("seal_failures_total").await, 0.0, "{}", second.said());
+    assert!(second.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn garbage_is_answered_and_changes_nothing() {
     let Some(broker) = Broker::start().await else { return };
     let data = tempfile::tempdir().unwrap();

@@ -29,8 +29,8 @@ const AHEAD_NS_MAX: i64 = 5_000_000_000;
 /// An older sample counts only where its window is still open, ns.
 const LATE_NS_MAX: i64 = 3_600_000_000_000;
 
-/// What a window must say.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a window must say; the default is one in which nothing was heard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Window {
     /// Samples.
     pub received: i64,
@@ -152,6 +152,11 @@ impl Oracle {
                 });
             }
         }
+    }
+
+    /// How many samples were believed.
+    pub fn believed(&self) -> u64 {
+        self.samples.values().map(|samples| samples.len() as u64).sum()
     }
 
     /// The GPUs seen.

@@ -16,6 +16,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 /// Longest wait for anything a test expects: generous, because the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Longest wait for one page.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The folder with the binaries that were built together with this test.
 pub fn binaries() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
@@ -122,9 +125,7 @@ impl Up {
 
     /// The sum of a metric of a service over its label sets.
     pub async fn metric(&self, service: &str, name: &str) -> Result<f64> {
-        let url = format!("{}/metrics", self.address(service)?);
-        let fetch = move || anyhow::Ok(ureq::get(&url).call()?.body_mut().read_to_string()?);
-        let text = tokio::task::spawn_blocking(fetch).await??;
+        let text = scrape(&format!("{}/metrics", self.address(service)?)).await?;
         Ok(text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
     }
 
@@ -172,6 +173,13 @@ impl Up {
     pub async fn stream(&self, name: &str) -> Result<Vec<(u64, String, Vec<u8>)>> {
         read_stream(&async_nats::jetstream::new(self.nats().await?), name).await
     }
+}
+
+/// What a page says; an error where its status is one.
+pub async fn scrape(url: &str) -> Result<String> {
+    let url = url.to_owned();
+    let fetch = move || anyhow::Ok(ureq::get(&url).config().timeout_global(Some(PAGE_TIMEOUT)).build().call()?.body_mut().read_to_string()?);
+    tokio::task::spawn_blocking(fetch).await?
 }
 
 /// Every message of a stream from its beginning to its present end: (sequence, subject, payload).

@@ -223,6 +223,10 @@ impl Archive {
             return Err(Error::Backwards { position, version: parent.version, sealed: parent.position });
         }
         let version = parent.map_or(1, |parent| parent.version + 1);
+        // Old manifests are swept, so the place behind an old parent may be free again.
+        if self.newest_version().await?.is_some_and(|newest| newest >= version) {
+            return Err(Error::Taken { version });
+        }
         let mut added = Vec::new();
         let committed = match self.write_tables(version, tables, &mut added).await {
             Ok(()) => self.commit(Stored::after(parent, &self.cell, position, added.clone(), dropped)).await,

@@ -155,6 +155,18 @@ async fn of_two_sealers_exactly_one_wins_and_the_other_leaves_no_file() {
 }
 
 #[tokio::test]
+async fn a_sealer_that_slept_until_the_next_manifest_was_swept_seals_nothing() {
+    let (folder, archive) = folder();
+    let one = archive.seal(None, at(1), Vec::new()).await.expect("seals");
+    let two = archive.seal(Some(&one), at(2), Vec::new()).await.expect("seals");
+    let three = archive.seal(Some(&two), at(3), minutes(&[window(3, "a", 60, 0)])).await.expect("seals");
+    fs::remove_file(folder.path().join("manifest/local/0000000002.json")).expect("swept");
+    let error = archive.seal(Some(&one), at(4), minutes(&[window(2, "a", 0, 0)])).await.expect_err("others have gone on");
+    assert!(matches!(error, Error::Taken { version: 2 }), "{error}");
+    assert_eq!(files_on_disk(&folder).len(), three.files.len());
+}
+
+#[tokio::test]
 async fn a_seal_never_goes_back_and_an_empty_one_moves_the_position_without_files() {
     let (folder, archive) = folder();
     let one = archive.seal(None, at(9), Vec::new()).await.expect("seals nothing");

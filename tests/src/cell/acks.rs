@@ -1,0 +1,110 @@
+//! Overhears every acknowledgement that the broker gives, and what it was given for: what was acknowledged must stand, with those bytes, for
+//! ever. While the broker is down nothing is overheard, so this is a part of all acknowledgements, never one too many.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use futures::StreamExt;
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+use super::witness::{Message, hash_of};
+
+/// Publishes whose acknowledgement has not come; more are forgotten, oldest first.
+const WAITING_MAX: usize = 16_384;
+
+/// What was overheard.
+#[derive(Debug, Clone, Default)]
+pub struct Overheard {
+    /// (stream, sequence) → the hash of what it was given for, and where that went.
+    acknowledged: BTreeMap<(String, u64), (u64, String)>,
+    findings: Vec<String>,
+}
+
+/// An eavesdropper.
+#[derive(Debug)]
+pub struct Acks {
+    heard: Arc<Mutex<Overheard>>,
+    task: JoinHandle<()>,
+}
+
+impl Acks {
+    /// Starts to listen.
+    pub fn start(url: &str) -> Self {
+        let heard = Arc::new(Mutex::new(Overheard::default()));
+        let task = tokio::spawn(listen(url.to_owned(), heard.clone()));
+        Self { heard, task }
+    }
+
+    /// What was overheard so far: a stream that is read after this must hold all of it.
+    pub fn so_far(&self) -> Overheard {
+        self.heard.lock().expect("no holder panics").clone()
+    }
+}
+
+impl Overheard {
+    /// Every acknowledged message of a stream stands under its number with its bytes. Returns how many were overheard.
+    pub fn stand_in(&self, stream: &str, messages: &[Message]) -> Result<usize> {
+        ensure!(self.findings.is_empty(), "{}", self.findings.join("\n"));
+        let mut count = 0;
+        for ((_, sequence), (hash, subject)) in self.acknowledged.iter().filter(|((of, _), _)| of == stream) {
+            let index = usize::try_from(*sequence)?.checked_sub(1).context("sequences begin at 1")?;
+            let standing = messages.get(index).with_context(|| format!("{stream} {sequence} on {subject} was acknowledged and is gone"))?;
+            ensure!(standing.hash() == *hash, "{stream} {sequence}: acknowledged on {subject}, something else stands on {}", standing.subject);
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+impl Drop for Acks {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn listen(url: String, heard: Arc<Mutex<Overheard>>) {
+    loop {
+        let _ = listen_connected(&url, &heard).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn listen_connected(url: &str, heard: &Mutex<Overheard>) -> Result<()> {
+    // A connection for one life of the broker: what was published before is not acknowledged after.
+    let client = async_nats::ConnectOptions::new().max_reconnects(1).connect(url).await?;
+    // One subscription, so that a publish always comes before its acknowledgement.
+    let mut messages = client.subscribe(">").await?;
+    let mut waiting: BTreeMap<String, (u64, String)> = BTreeMap::new();
+    let mut order = std::collections::VecDeque::new();
+    while let Some(message) = messages.next().await {
+        let subject = message.subject.as_str();
+        if subject.starts_with("plimsoll.local.") {
+            // What consumers are given shows up here as well, with a reply that is no publisher's.
+            let Some(reply) = message.reply.as_ref().filter(|reply| !reply.starts_with("$JS.")) else { continue };
+            waiting.insert(reply.to_string(), (hash_of(subject, &message.payload), subject.to_owned()));
+            order.push_back(reply.to_string());
+            if order.len() > WAITING_MAX
+                && let Some(oldest) = order.pop_front()
+            {
+                waiting.remove(&oldest);
+            }
+        } else if let Some((hash, to)) = waiting.remove(subject) {
+            let Ok(answer) = serde_json::from_slice::<Value>(&message.payload) else { continue };
+            let (Some(stream), Some(sequence)) = (answer["stream"].as_str(), answer["seq"].as_u64()) else { continue };
+            // A refusal names the stream as well.
+            if !answer["error"].is_null() {
+                continue;
+            }
+            let mut heard = heard.lock().expect("no holder panics");
+            let before = heard.acknowledged.insert((stream.to_owned(), sequence), (hash, to.clone()));
+            // The broker answers a message id that it knows with the number of the first one.
+            if let Some((other, _)) = before.filter(|(other, _)| *other != hash) {
+                heard.findings.push(format!("{stream} {sequence} was acknowledged for two messages ({other:x}, {hash:x} on {to})"));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! Reads a stream from outside as it appears, message by message by its number: no consumer that a broker could forget, and what was read
+//! once is read again at the end. Anything that has changed or vanished in between is a finding.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use async_nats::jetstream;
+use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
+use futures::{StreamExt, TryStreamExt};
+use tokio::task::JoinHandle;
+
+use crate::pipeline::eventually;
+
+/// How often to look for more.
+const LOOK: Duration = Duration::from_millis(50);
+/// Messages asked for at once when everything is read again.
+const AT_ONCE: usize = 64;
+
+/// One message.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// Its number in the stream.
+    pub sequence: u64,
+    /// When the broker took it, ns UTC.
+    pub logged_ns: i64,
+    /// Where it was sent to.
+    pub subject: String,
+    /// What it says.
+    pub payload: Vec<u8>,
+}
+
+impl Message {
+    /// Tells it from every other one.
+    pub fn hash(&self) -> u64 {
+        hash_of(&self.subject, &self.payload)
+    }
+}
+
+/// Hash of a subject and what was sent to it.
+pub fn hash_of(subject: &str, payload: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (subject, payload).hash(&mut hasher);
+    hasher.finish()
+}
+
+#[derive(Debug, Default)]
+struct Read {
+    /// Hash of each message when it was read first, and when the broker had taken it; place = sequence - 1.
+    first: Vec<(u64, i64)>,
+    /// Messages that were wanted as they came.
+    kept: Vec<Message>,
+    findings: Vec<String>,
+}
+
+/// A reader of one stream.
+#[derive(Debug)]
+pub struct Witness {
+    stream: String,
+    url: String,
+    read: Arc<Mutex<Read>>,
+    task: JoinHandle<()>,
+}
+
+impl Witness {
+    /// Starts to read; keeps the messages to such subjects for [`Self::kept_from`].
+    pub fn start(url: &str, stream: &str, keep: fn(&str) -> bool) -> Self {
+        let read = Arc::new(Mutex::new(Read::default()));
+        let task = tokio::spawn(follow(url.to_owned(), stream.to_owned(), keep, read.clone()));
+        Self { stream: stream.to_owned(), url: url.to_owned(), read, task }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Read> {
+        self.read.lock().expect("no holder panics")
+    }
+
+    /// The kept messages from the n-th on.
+    pub fn kept_from(&self, from: usize) -> Vec<Message> {
+        self.lock().kept.get(from..).unwrap_or_default().to_vec()
+    }
+
+    /// The newest message kept.
+    pub fn newest_kept(&self) -> Option<Message> {
+        self.lock().kept.last().cloned()
+    }
+
+    /// How many messages were read.
+    pub fn len(&self) -> u64 {
+        self.lock().first.len() as u64
+    }
+
+    /// Whether nothing was read yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads everything there is once more, and compares it with what was read first.
+    pub async fn read_again(&self) -> Result<Vec<Message>> {
+        let jetstream = jetstream::new(async_nats::connect(&self.url).await?);
+        let stream = jetstream.get_stream(&self.stream).await?;
+        let last = stream.get_info().await?.state.last_sequence;
+        eventually(async || {
+            ensure!(self.len() >= last, "{} of {last} messages of {} were read", self.len(), self.stream);
+            Ok(())
+        })
+        .await?;
+        let messages = futures::stream::iter(1..=last).map(|sequence| get(&stream, sequence)).buffered(AT_ONCE);
+        let messages: Vec<Message> = messages
+            .map(|message| message.and_then(|message| message.context("it is gone")))
+            .try_collect()
+            .await
+            .with_context(|| format!("reading {} again", self.stream))?;
+        let read = self.lock();
+        for (message, &(hash, logged_ns)) in messages.iter().zip(&read.first) {
+            let same = message.hash() == hash && message.logged_ns == logged_ns;
+            ensure!(same, "{} {} on {} is not what it was when it was read first", self.stream, message.sequence, message.subject);
+        }
+        ensure!(read.findings.is_empty(), "{}:\n{}", self.stream, read.findings.join("\n"));
+        Ok(messages)
+    }
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn follow(url: String, name: String, keep: fn(&str) -> bool, read: Arc<Mutex<Read>>) {
+    loop {
+        // The broker is away: that is what it is killed for.
+        let _ = follow_connected(&url, &name, keep, &read).await;
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn follow_connected(url: &str, name: &str, keep: fn(&str) -> bool, read: &Mutex<Read>) -> Result<()> {
+    let lock = || read.lock().expect("no holder panics");
+    let client = async_nats::connect(url).await?;
+    let jetstream = jetstream::context::ContextBuilder::new().timeout(Duration::from_secs(2)).build(client);
+    let stream = jetstream.get_stream(name).await?;
+    loop {
+        let next = lock().first.len() as u64 + 1;
+        if let Some(message) = get(&stream, next).await? {
+            let mut read = lock();
+            read.first.push((message.hash(), message.logged_ns));
+            if keep(&message.subject) {
+                read.kept.push(message);
+            }
+            continue;
+        }
+        let state = stream.get_info().await?.state;
+        if state.last_sequence > next && get(&stream, next).await?.is_none() {
+            lock().findings.push(format!("{next} is missing, the stream ends at {}", state.last_sequence));
+            lock().first.push((0, 0));
+        } else if state.last_sequence + 1 < next {
+            lock().findings.push(format!("{} messages were read, now the stream ends at {}", next - 1, state.last_sequence));
+            bail!("the stream is shorter than it was");
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn get(stream: &Stream, sequence: u64) -> Result<Option<Message>> {
+    match stream.get_raw_message(sequence).await {
+        Ok(found) => Ok(Some(Message {
+            sequence,
+            logged_ns: i64::try_from(found.time.unix_timestamp_nanos())?,
+            subject: found.subject.to_string(),
+            payload: found.payload.to_vec(),
+        })),
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Who ticked when, from the log: (sequence, replica, ns UTC).
+pub fn ticks(messages: &[Message]) -> Result<Vec<(u64, String, i64)>> {
+    let ticks = messages.iter().filter(|message| is_tick(&message.subject));
+    let read = |message: &Message| {
+        let tick: serde_json::Value = serde_json::from_slice(&message.payload)?;
+        Ok((message.sequence, tick["replica"].as_str().context("replica")?.to_owned(), message.logged_ns))
+    };
+    ticks.map(read).collect()
+}
+
+/// Whether a subject is that of ticks.
+pub fn is_tick(subject: &str) -> bool {
+    subject.ends_with(".log.tick")
+}
+
+/// Every replica that said the hash of its state at a position said the same. Returns how many positions two of them spoke of.
+pub fn hashes_agree(messages: &[Message]) -> Result<usize> {
+    let mut said: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+    for message in messages.iter().filter(|message| message.subject.ends_with(".log.check")) {
+        let check: serde_json::Value = serde_json::from_slice(&message.payload)?;
+        let of = said.entry(check["position"].to_string()).or_default();
+        of.insert(check["replica"].to_string(), check["hash"].to_string());
+    }
+    for (position, hashes) in &said {
+        let mut different: Vec<_> = hashes.values().collect();
+        different.dedup();
+        ensure!(different.len() == 1, "at {position} the replicas have folded to different states: {hashes:?}");
+    }
+    Ok(said.values().filter(|hashes| hashes.len() > 1).count())
+}

@@ -1,0 +1,336 @@
+//! A cell under load whose processors, broker and agent are killed at random moments, and whose active processor is paused until the other one
+//! takes over. Whoever reads the log and OUT from outside must not be able to tell.
+//!
+//! `KILLS=n` kills of each part (default 3) and `SWAPS=n` pauses (default 3); `make kills` takes 200 and 100. `SEED=n` chooses what happens when.
+#![expect(clippy::disallowed_methods, reason = "kills come at random moments, and what they cost is measured")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use plimsoll_tests::cell::acks::{Acks, Overheard};
+use plimsoll_tests::cell::keeper::BACK_OFF;
+use plimsoll_tests::cell::ledger::Ledger;
+use plimsoll_tests::cell::moments::{Act, Stalls, acts};
+use plimsoll_tests::cell::numbering::Numbering;
+use plimsoll_tests::cell::tenant::{Sent, Tenant};
+use plimsoll_tests::cell::witness::{Message, Witness, hashes_agree, is_tick, ticks};
+use plimsoll_tests::cell::{Cell, Fleet, LOG, OUT, Part, REPLICAS};
+use plimsoll_tests::oracle::Oracle;
+use plimsoll_tests::pipeline::{eventually, nats_server};
+use plimsoll_tests::sim::rng::Rng;
+use plimsoll_tests::windows::{agree_until, windows_in_sql};
+use serde_json::json;
+use tokio::time::{Instant, timeout};
+
+const FLEET: Fleet = Fleet { hosts: 32, gpus: 8, interval_ms: 1_000 };
+/// Longest pause between two acts, ms: long enough for a killed part to do real work again, short enough to be killed while it starts.
+const PAUSE_MS_MAX: u64 = 4_500;
+/// So many of 100 kills keep the part down …
+const DOWN_PERCENT: u64 = 30;
+/// … for at most this long, ms: longer than it takes the standby to take over, and other parts are killed meanwhile.
+const DOWN_MS_MAX: u64 = 6_000;
+/// A paused processor stays paused for at most this long after the other one has taken over, ms.
+const PAUSED_MS_MAX: u64 = 2_500;
+/// After so much calm every window that ends before it has closed, late parts included.
+const CALM: Duration = Duration::from_secs(20);
+/// A late part of a window stays open for this long, ms.
+const LATE_PART_MS: u64 = 10_000;
+/// The other processor takes over within this time …
+const TAKE_OVER_MAX: Duration = Duration::from_secs(5);
+/// … unless the machine itself stood still for as long as this.
+const STALL: Duration = Duration::from_secs(1);
+/// Nobody takes the role from one that ticks: a standby waits for two seconds of silence. A little less, for the broker's stamp.
+const SILENCE_NS_MIN: i64 = 1_900_000_000;
+/// Longest time for one act, the pause before it included.
+const ACT_MAX: Duration = Duration::from_secs(20);
+/// Shown now and then.
+const PROGRESS_EVERY: usize = 50;
+
+fn number(name: &str, otherwise: u64) -> Result<u64> {
+    std::env::var(name).map_or(Ok(otherwise), |text| text.parse().with_context(|| format!("{name} is a number, not {text:?}")))
+}
+
+fn now_ns() -> Result<i64> {
+    Ok(i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos())?)
+}
+
+/// The stage, and who looks at it.
+struct Stage {
+    cell: Cell,
+    log: Witness,
+    out: Arc<Witness>,
+    acks: Acks,
+    stalls: Stalls,
+    rng: Rng,
+    take_overs: Vec<Duration>,
+    killed: BTreeMap<String, u64>,
+}
+
+/// What came of it.
+struct Outcome {
+    acks: Overheard,
+    log: Vec<Message>,
+    out: Vec<Message>,
+    sent: Sent,
+    /// Windows that end before this must be whole, s.
+    until_s: i64,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_and_paused_at_random_moments_a_cell_loses_doubles_and_forgets_nothing() -> Result<()> {
+    if nats_server().is_none() {
+        eprintln!("skipped: no nats-server (NATS_SERVER, PATH or .tools); `make test` unpacks one");
+        return Ok(());
+    }
+    let (kills, swaps, seed) = (number("KILLS", 3)?, number("SWAPS", 3)?, number("SEED", 1)?);
+    eprintln!("SEED={seed} KILLS={kills} SWAPS={swaps}: {kills} kills each of processor, broker and agent, {swaps} pauses of the active processor");
+    let began = Instant::now();
+    let folder = tempfile::tempdir()?;
+    let result = run(folder.path(), kills, swaps, seed).await;
+    if result.is_err() && std::env::var_os("KEEP").is_some() {
+        eprintln!("kept: {}", folder.keep().display());
+    }
+    eprintln!("{:.0} s", began.elapsed().as_secs_f64());
+    result.with_context(|| format!("SEED={seed} KILLS={kills} SWAPS={swaps} make kills"))
+}
+
+async fn run(folder: &std::path::Path, kills: u64, swaps: u64, seed: u64) -> Result<()> {
+    let mut rng = Rng::new(seed);
+    let acts = acts(kills, swaps, &mut rng);
+    let cell = Cell::start(folder, FLEET).await?;
+    cell.control(&json!({ "type": "enrol", "hosts": [] })).await?;
+    cell.control(&json!({ "type": "settings", "late_part_ms": LATE_PART_MS })).await?;
+    let out = Arc::new(Witness::start(&cell.url, OUT, |subject| subject.contains(".out.decision.") || subject.contains(".out.lease.")));
+    let tenant = Tenant::start(&cell.url, out.clone(), seed);
+    let (log, acks) = (Witness::start(&cell.url, LOG, is_tick), Acks::start(&cell.url));
+    let mut stage = Stage { cell, log, out, acks, stalls: Stalls::watch(), rng, take_overs: Vec::new(), killed: BTreeMap::new() };
+
+    let patience = Duration::from_secs(60) + ACT_MAX * u32::try_from(acts.len())?;
+    timeout(patience, stage.play(&acts)).await.with_context(|| format!("not through after {patience:?}"))??;
+    let outcome = stage.calm_down(tenant).await?;
+    stage.judge(&outcome).await?;
+    stage.cell.stop().await
+}
+
+impl Stage {
+    async fn play(&mut self, acts: &[Act]) -> Result<()> {
+        let began = Instant::now();
+        eventually(async || {
+            ensure!(self.out.newest_kept().is_some(), "no request was decided");
+            Ok(())
+        })
+        .await?;
+        for (act, done) in acts.iter().zip(1..) {
+            tokio::time::sleep(Duration::from_millis(self.rng.between(200, PAUSE_MS_MAX))).await;
+            match act {
+                Act::Swap => self.swap().await,
+                Act::KillActive | Act::KillStandby | Act::KillBoth | Act::KillNats | Act::KillAgent => self.kill(act.kills(self.active()?.0)).await,
+            }
+            .with_context(|| format!("act {done}: {act}"))?;
+            self.cell.nobody_gave_up().with_context(|| format!("after act {done}: {act}"))?;
+            if done % PROGRESS_EVERY == 0 {
+                let seconds = began.elapsed().as_secs();
+                eprintln!("{seconds} s: {done} of {} acts, the log holds {}, OUT {}", acts.len(), self.log.len(), self.out.len());
+            }
+        }
+        Ok(())
+    }
+
+    async fn kill(&mut self, parts: Vec<Part>) -> Result<()> {
+        for &part in &parts {
+            *self.killed.entry(self.cell.keeper(part).name().to_owned()).or_default() += 1;
+        }
+        let down = if self.rng.chance(DOWN_PERCENT) { Duration::from_millis(self.rng.below(DOWN_MS_MAX)) } else { BACK_OFF };
+        self.cell.kill(&parts, down).await
+    }
+
+    /// The replica that sent the newest tick, and when the broker took it.
+    fn active(&self) -> Result<(usize, i64)> {
+        let tick = self.log.newest_kept().context("no tick was read")?;
+        let (_, replica, logged_ns) = ticks(&[tick])?.pop().context("only ticks are kept")?;
+        Ok((REPLICAS.iter().position(|name| *name == replica).context("a stranger ticks")?, logged_ns))
+    }
+
+    /// Pauses the active replica until the other one has taken over, and a while longer.
+    async fn swap(&mut self) -> Result<()> {
+        self.cell.both_are_ready().await?;
+        eventually(async || {
+            let age_ns = now_ns()? - self.active()?.1;
+            ensure!(age_ns < 1_100_000_000, "the newest tick is {age_ns} ns old");
+            Ok(())
+        })
+        .await?;
+        tokio::time::sleep(Duration::from_millis(self.rng.below(1_000))).await;
+        let (active, _) = self.active()?;
+        let (began, paused_ns) = (Instant::now(), now_ns()?);
+        self.cell.keeper(Part::Processor(active)).signal_alive(Signal::SIGSTOP).await?;
+        let taken_ns = eventually(async || {
+            let (now, logged_ns) = self.active()?;
+            ensure!(now != active && logged_ns > paused_ns, "{} has not taken over", REPLICAS[1 - active]);
+            Ok(logged_ns)
+        })
+        .await?;
+        let took = Duration::from_nanos(u64::try_from(taken_ns - paused_ns)?);
+        let stall = self.stalls.longest_since(began);
+        if took >= TAKE_OVER_MAX {
+            eprintln!("a take-over needed {took:?}; the longest standstill of this machine meanwhile was {stall:?}");
+        }
+        ensure!(took < TAKE_OVER_MAX || stall >= STALL, "a take-over needed {took:?}, and this machine did not stand still");
+        self.take_overs.push(took);
+        tokio::time::sleep(Duration::from_millis(self.rng.below(PAUSED_MS_MAX))).await;
+        self.cell.keeper(Part::Processor(active)).signal_alive(Signal::SIGCONT).await?;
+        Ok(())
+    }
+
+    /// Lets everything settle, ends the load, and reads everything again.
+    async fn calm_down(&self, tenant: Tenant) -> Result<Outcome> {
+        self.cell.both_are_ready().await?;
+        let calm_ns = now_ns()?;
+        let settled_ns = calm_ns + i64::try_from(CALM.as_nanos())?;
+        eventually(async || {
+            ensure!(self.active()?.1 > settled_ns, "the log does not tick");
+            Ok(())
+        })
+        .await?;
+        let sent = timeout(Duration::from_secs(120), tenant.finish()).await.context("requests remain without an answer")??;
+        for replica in 0..REPLICAS.len() {
+            // What is missing from a dead life of the agent is asked for, and said to be gone.
+            eventually(async || {
+                let open = self.cell.metric(replica, "plimsoll_processor_gaps_open").await?;
+                ensure!(open == 0, "{open} gaps are open");
+                Ok(())
+            })
+            .await?;
+        }
+        self.cell.keeper(Part::Agent).stop().await?;
+        let acks = self.acks.so_far();
+        Ok(Outcome { acks, log: self.log.read_again().await?, out: self.out.read_again().await?, sent, until_s: calm_ns / 1_000_000_000 })
+    }
+
+    async fn judge(&self, outcome: &Outcome) -> Result<()> {
+        let Outcome { acks, log, out, sent, until_s } = outcome;
+        let overheard = (acks.stand_in(LOG, log)?, acks.stand_in(OUT, out)?);
+        let ledger = Ledger::read(out)?;
+        ledger.answers(sent)?;
+        let mut numbering = Numbering::read(log)?;
+        numbering.holes_are_named(&ledger)?;
+        ensure!(ledger.log_lost == 0, "{} messages are gone from the log", ledger.log_lost);
+        eprintln!("LOG {} messages, OUT {}; acknowledgements overheard: {} and {}, all stand", log.len(), out.len(), overheard.0, overheard.1);
+        eprintln!(
+            "requests: {} asked, {} decided ({} placed), {} leases given back, {} renewals, {} messages sent; {} leases expired",
+            sent.decisions.len(),
+            ledger.decisions,
+            ledger.placed,
+            sent.releases.len(),
+            sent.renewals,
+            sent.messages,
+            ledger.expired
+        );
+        eprintln!(
+            "frames: {} of {} lives of hosts, {} stand again, {} lost and said to be; {} samples, {} of them again",
+            numbering.frames, numbering.lives, numbering.frames_again, numbering.lost, numbering.samples, numbering.samples_again
+        );
+        self.roles(log)?;
+        eprintln!("the replicas said the same hash at {} positions", hashes_agree(log)?);
+        self.killed()?;
+        self.decisions_in_sql(&ledger).await?;
+        self.windows(log, &numbering, *until_s).await
+    }
+
+    /// Nobody took the role from a replica that ticked.
+    fn roles(&self, log: &[Message]) -> Result<()> {
+        let ticks = ticks(log)?;
+        let changes: Vec<_> = ticks.windows(2).filter(|pair| pair[0].1 != pair[1].1).collect();
+        for pair in &changes {
+            let silence_ns = pair[1].2 - pair[0].2;
+            ensure!(silence_ns >= SILENCE_NS_MIN, "{:?} took over {silence_ns} ns after {:?}", pair[1], pair[0]);
+        }
+        let mut took = self.take_overs.clone();
+        took.sort_unstable();
+        let (half, last) = (took.get(took.len() / 2).copied().unwrap_or_default(), took.last().copied().unwrap_or_default());
+        eprintln!(
+            "{} ticks, {} changes of the active replica; {} pauses, taken over after {half:?} (p50), {last:?} (max)",
+            ticks.len(),
+            changes.len(),
+            took.len()
+        );
+        ensure!(changes.len() >= took.len(), "{} changes in the log for {} take-overs", changes.len(), took.len());
+        Ok(())
+    }
+
+    /// The kills really happened.
+    fn killed(&self) -> Result<()> {
+        for keeper in self.cell.keepers() {
+            let killed = keeper.ends().iter().filter(|end| end.killed).count() as u64;
+            let expected = self.killed.get(keeper.name()).copied().unwrap_or(0);
+            ensure!(killed == expected, "{} was killed {expected} times and died of it {killed} times", keeper.name());
+        }
+        let excused = self.cell.nobody_gave_up()?;
+        eprintln!("killed: {:?}; {excused} times a processor that found no broker ended by itself and was started again", self.killed);
+        Ok(())
+    }
+
+    /// SQL shows the decisions and leases that stand in OUT, each once.
+    async fn decisions_in_sql(&self, ledger: &Ledger) -> Result<()> {
+        for (replica, name) in REPLICAS.iter().enumerate() {
+            eventually(async || {
+                let client = self.cell.postgres(replica).await?;
+                let rows = client.query("SELECT decision_seq::bigint, request_id FROM placement_decisions ORDER BY 1", &[]).await?;
+                let decisions: Vec<(u64, String)> = rows.iter().map(|row| (row.get::<_, i64>(0) as u64, row.get(1))).collect();
+                let expected = ledger.placements.iter().map(|(number, request)| (*number, request.clone()));
+                ensure!(decisions.iter().cloned().eq(expected), "{name}: SQL shows {} decisions, OUT {}", decisions.len(), ledger.placements.len());
+                let rows = client.query("SELECT lease_id, state FROM leases", &[]).await?;
+                let ended: Vec<String> = rows.iter().filter(|row| row.get::<_, &str>(1) == "ended").map(|row| row.get(0)).collect();
+                let once = ended.len() == rows.len() && ended.iter().cloned().collect::<BTreeSet<_>>() == ledger.ended;
+                ensure!(
+                    once && ended.len() == ledger.ended.len(),
+                    "{name}: SQL shows {} leases, {} ended, OUT {}",
+                    rows.len(),
+                    ended.len(),
+                    ledger.ended.len()
+                );
+                eprintln!("{name}: {} decisions and {} leases in SQL, as in OUT", decisions.len(), ended.len());
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Every sample of the log was counted once, and every window is what the log says.
+    async fn windows(&self, log: &[Message], numbering: &Numbering, until_s: i64) -> Result<()> {
+        let mut oracle = Oracle::default();
+        let mut logged_ns = 0;
+        for message in log {
+            logged_ns = logged_ns.max(message.logged_ns);
+            oracle.take_logged(&message.subject, &message.payload, logged_ns).with_context(|| format!("LOG {}", message.sequence))?;
+        }
+        ensure!(oracle.strangers == 0, "{} frames name an inventory that nobody sent", oracle.strangers);
+        for (replica, name) in REPLICAS.iter().enumerate() {
+            eventually(async || {
+                let count = async |what: &str| self.cell.metric(replica, &format!("plimsoll_processor_samples_{what}")).await;
+                let (folded, late) = (count("folded").await?, count("late").await?);
+                let (rejected, again) = (count("rejected").await?, count("duplicate").await?);
+                let found = (folded + late, rejected, again, folded + late + rejected + again);
+                let expected = (oracle.believed(), 0, numbering.samples_again, numbering.samples);
+                ensure!(found == expected, "{name} counts (believed, rejected, duplicate, all) = {found:?}, the log holds {expected:?}");
+                eprintln!("{name}: {folded} samples folded, {late} late, {rejected} rejected, {again} duplicates");
+                Ok(())
+            })
+            .await?;
+            for (table, seconds) in [("gpu_windows_10s", 10), ("gpu_windows_1m", 60)] {
+                let agreed = eventually(async || {
+                    let client = self.cell.postgres(replica).await?;
+                    agree_until(table, seconds, &windows_in_sql(&client, table).await?, &oracle, until_s)
+                })
+                .await?;
+                ensure!(agreed > 0 || seconds > 10, "no window of {table} was compared");
+                eprintln!("{name}: {agreed} windows of {table} agree with the log");
+            }
+        }
+        Ok(())
+    }
+}
