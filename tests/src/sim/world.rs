@@ -55,7 +55,7 @@ pub struct World {
     now: Duration,
     /// What the broker's clock shows more than the true time, ns.
     pub(super) broker_offset_ns: i64,
-    /// The latest that it has ever shown to a message, ns UTC.
+    /// The latest that it has ever shown, ns UTC.
     newest_ns: i64,
     pub(super) log: Stream,
     pub(super) out: Stream,
@@ -169,6 +169,7 @@ impl World {
         self.now += STEP;
         let second = self.now.as_secs() > before;
         self.broker_faults()?;
+        self.newest_ns = self.newest_ns.max(self.broker_ns());
         for number in 0..self.hosts.len() {
             self.host(number, second);
         }
@@ -275,7 +276,6 @@ impl World {
 
     fn append_letter(&mut self, letter: &Letter) {
         let now_ns = self.broker_ns();
-        self.newest_ns = self.newest_ns.max(now_ns);
         // Unconditional, so it cannot be refused.
         let _ = self.log.append(now_ns, &letter.subject, &letter.payload, &Conditions::default());
     }
