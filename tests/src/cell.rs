@@ -145,11 +145,8 @@ impl Cell {
 
     /// Waits until both replicas have caught up, know OUT and are ready.
     pub async fn both_are_ready(&self) -> Result<()> {
-        for at in 0..REPLICAS.len() {
-            eventually(async || {
-                scrape(&format!("{}/readyz", self.http[at])).await.map_err(|error| error.context(format!("{} is not ready", REPLICAS[at])))
-            })
-            .await?;
+        for (replica, http) in REPLICAS.iter().zip(&self.http) {
+            eventually(async || scrape(&format!("{http}/readyz")).await.map_err(|error| error.context(format!("{replica} is not ready")))).await?;
         }
         Ok(())
     }
