@@ -8,16 +8,14 @@ use plimsoll_fold::durable::{Entry, StateTable};
 use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::control::{Control, Tick as Beat};
 use plimsoll_schemas::ctl::{Class, Repair};
-use plimsoll_schemas::frame::{Frame, Tick};
-use plimsoll_schemas::id::{LogEpoch, Position, Slot};
+use plimsoll_schemas::id::{LogEpoch, Position};
 use plimsoll_schemas::inventory::{EventKind, HostEvent};
 use plimsoll_schemas::out::{CloudEvent, GapState, Payload};
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::row::{GapRow, Row};
-use plimsoll_schemas::sample::{Field, Sample};
 use plimsoll_schemas::settings::Settings;
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_S};
-use support::{Plan, Rng, START_S, cell, gpu, host_id, inventory, scenario};
+use support::{Plan, Rng, START_S, cell, frame, gpu, host_id, inventory, scenario};
 
 use GapState::{Loss, Opened, Repaired};
 
@@ -88,20 +86,7 @@ impl World {
     /// Sends one frame of one sample; `true` if the fold took it.
     fn send(&mut self, host: usize, epoch: u64, sequence: u64) -> bool {
         let before = self.state.summary().samples_duplicate;
-        self.push(Body::Frame(Box::new(Frame {
-            host: host_id(host),
-            epoch,
-            sequence,
-            boot_id: None,
-            inventory_revision: 1,
-            interval_ms: 1_000,
-            backfill: false,
-            slots: vec![Slot(0)],
-            ticks: vec![Tick { sampled_at: EventTime(self.now_ns), held_ms: 1_000 }],
-            samples: vec![Sample::default().with(Field::UtilPercent, 50)],
-            rejected: vec![],
-            rejected_more: 0,
-        })));
+        self.push(Body::Frame(Box::new(frame(host, epoch, sequence, self.now_ns))));
         self.state.summary().samples_duplicate == before
     }
 

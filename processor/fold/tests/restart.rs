@@ -7,15 +7,12 @@ use std::collections::BTreeMap;
 use plimsoll_fold::durable::{Entry, FORMAT, StateTable};
 use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::control::{Control, NewEpoch};
-use plimsoll_schemas::frame::{Frame, Tick};
-use plimsoll_schemas::id::{LogEpoch, Position, Slot};
+use plimsoll_schemas::id::{LogEpoch, Position};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::row::{PlacedRow, Row};
-use plimsoll_schemas::sample::{Field, Sample};
 use plimsoll_schemas::settings::Settings;
-use plimsoll_schemas::time::EventTime;
-use support::{Log, Plan, Rng, START_S, cell, gpu, host_id, inventory, scenario};
+use support::{Log, Plan, Rng, START_S, cell, frame, gpu, inventory, scenario};
 
 type Store = BTreeMap<(StateTable, Vec<u8>), Vec<u8>>;
 
@@ -163,24 +160,6 @@ fn settings_that_change_all_the_time_hold_the_same_after_a_restart() {
     }
 }
 
-/// A frame of a host's only GPU, taken now.
-fn frame(host: usize, sequence: u64, now_ns: i64) -> Frame {
-    Frame {
-        host: host_id(host),
-        epoch: 1,
-        sequence,
-        boot_id: None,
-        inventory_revision: 1,
-        interval_ms: 1_000,
-        backfill: false,
-        slots: vec![Slot(0)],
-        ticks: vec![Tick { sampled_at: EventTime(now_ns), held_ms: 1_000 }],
-        samples: vec![Sample::default().with(Field::UtilPercent, 50)],
-        rejected: vec![],
-        rejected_more: 0,
-    }
-}
-
 #[test]
 fn more_timers_than_one_record_serves_act_in_the_same_order_after_a_restart() {
     let hosts = 5_000;
@@ -188,7 +167,7 @@ fn more_timers_than_one_record_serves_act_in_the_same_order_after_a_restart() {
     (0..hosts).for_each(|host| log.push(Body::Inventory(Box::new(inventory(host, 1, 1, 1, vec![gpu(host, 0)])))));
     log.pass(4);
     // Nearly all go on speaking, so that the timers set when they came wake nobody; the last ones do not.
-    (0..hosts - 10).for_each(|host| log.push(Body::Frame(Box::new(frame(host, 1, log.now_ns)))));
+    (0..hosts - 10).for_each(|host| log.push(Body::Frame(Box::new(frame(host, 1, 1, log.now_ns)))));
     log.pass(3);
     let committed = log.records.len();
     // Then all fall silent at once: more timers act than one record may serve.

@@ -25,6 +25,24 @@ pub fn cell() -> CellId {
     "test".parse().expect("valid")
 }
 
+/// A frame of one sample of a host's first GPU, taken now.
+pub fn frame(host: usize, epoch: u64, sequence: u64, now_ns: i64) -> Frame {
+    Frame {
+        host: host_id(host),
+        epoch,
+        sequence,
+        boot_id: None,
+        inventory_revision: 1,
+        interval_ms: 1_000,
+        backfill: false,
+        slots: vec![Slot(0)],
+        ticks: vec![Tick { sampled_at: EventTime(now_ns), held_ms: 1_000 }],
+        samples: vec![Sample::default().with(Field::UtilPercent, 50)],
+        rejected: vec![],
+        rejected_more: 0,
+    }
+}
+
 /// xorshift64*: small, seeded, good enough to shake a fold.
 #[derive(Debug, Clone)]
 pub struct Rng(u64);
