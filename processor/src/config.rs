@@ -1,5 +1,6 @@
 //! Flags and environment. Transport only: whatever changes what the fold does is a record in the log.
 
+use std::hash::Hasher;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use plimsoll_schemas::id::CellId;
 use plimsoll_schemas::retention;
+use siphasher::sip::SipHasher24;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -75,8 +77,11 @@ impl Config {
             // Either may be unreadable on a strange system; the other still tells replicas apart.
             let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
             let folder = std::path::absolute(&self.data_dir).unwrap_or_else(|_| self.data_dir.clone());
-            let hash = crate::follow::message_hash(host.trim(), folder.as_os_str().as_encoded_bytes());
-            format!("processor-{:08x}", hash >> 32)
+            let mut hasher = SipHasher24::new_with_key(b"plimsoll-replica");
+            hasher.write(host.trim().as_bytes());
+            hasher.write_u8(0);
+            hasher.write(folder.as_os_str().as_encoded_bytes());
+            format!("processor-{:08x}", hasher.finish() >> 32)
         })
     }
 

@@ -22,10 +22,10 @@ use crate::checkpoint;
 use crate::checks::written;
 use crate::config::Config;
 use crate::error::Error;
-use crate::follow::{Mark, message_hash};
+use crate::follow::{Mark, Stored};
 use crate::restore::{self, Restored};
 use crate::role::SILENCE;
-use crate::streams::Streams;
+use crate::streams::{Streams, nanos};
 
 /// How often to look whether somebody else has said where to go on.
 const LOOK: Duration = Duration::from_millis(250);
@@ -52,10 +52,10 @@ impl Bisect {
         (self.same < self.other).then(|| self.marks[self.middle()].0.sequence)
     }
 
-    /// What was found there: subject and payload, if anything.
-    pub fn tell(&mut self, message: Option<(&str, &[u8])>) {
+    /// What was found there, if anything.
+    pub fn tell(&mut self, message: Option<Stored<'_>>) {
         let middle = self.middle();
-        let same = message.is_some_and(|(subject, payload)| message_hash(subject, payload) == self.marks[middle].1);
+        let same = message.is_some_and(|message| message.hash() == self.marks[middle].1);
         if same { self.same = middle + 1 } else { self.other = middle }
     }
 
@@ -138,7 +138,7 @@ async fn propose(config: &Config, streams: &Streams, restored: Restored, newest:
 /// Up to where the new log is the one that was folded.
 async fn same_up_to(streams: &Streams, restored: &Restored) -> Result<u64, Error> {
     let info = streams.log.get_info().await.map_err(|error| failed(streams, "asking for it", error.to_string()))?;
-    let created_at_ns = i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or(i64::MAX);
+    let created_at_ns = nanos(info.created);
     let first = info.state.first_sequence.max(1);
     if created_at_ns != restored.mark.created_at_ns {
         return Ok(first - 1);
@@ -147,7 +147,7 @@ async fn same_up_to(streams: &Streams, restored: &Restored) -> Result<u64, Error
     let mut bisect = Bisect::new(marks, info.state.last_sequence);
     while let Some(sequence) = bisect.ask() {
         match streams.log.get_raw_message(sequence).await {
-            Ok(message) => bisect.tell(Some((&message.subject, &message.payload))),
+            Ok(message) => bisect.tell(Some(Stored::from(&message))),
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => bisect.tell(None),
             Err(error) => return Err(failed(streams, "comparing it", error.to_string())),
         }
@@ -182,7 +182,7 @@ async fn begin(config: &Config, streams: &Streams, restored: Restored, new: &New
     let at_mark = hash_at(streams, new.after).await?;
     let mark = Mark {
         position: Position { epoch: new.epoch, sequence: new.after },
-        created_at_ns: i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or(i64::MAX),
+        created_at_ns: nanos(info.created),
         message_hash: at_mark,
         logged_at: restored.mark.logged_at,
     };
@@ -197,7 +197,7 @@ async fn hash_at(streams: &Streams, sequence: u64) -> Result<u64, Error> {
         return Ok(0);
     }
     match streams.log.get_raw_message(sequence).await {
-        Ok(message) => Ok(message_hash(&message.subject, &message.payload)),
+        Ok(message) => Ok(Stored::from(&message).hash()),
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(0),
         Err(error) => Err(failed(streams, "reading where the epoch begins", error.to_string())),
     }
@@ -236,14 +236,14 @@ mod tests {
 
     #[test]
     fn few_questions_find_where_two_logs_part() {
-        let marks: Vec<_> =
-            (1..=1_000u64).map(|n| (Position { epoch: LogEpoch(0), sequence: n * 10 }, message_hash("s", &n.to_be_bytes()))).collect();
+        let stored = |n: u64| Stored { at_ns: n as i64, subject: "s", payload: b"the same each time" };
+        let marks: Vec<_> = (1..=1_000).map(|n| (Position { epoch: LogEpoch(0), sequence: n * 10 }, stored(n).hash())).collect();
         for (parts, last) in [(0, 9_000), (1, 9_000), (777, 9_000), (1_000, 20_000), (1_000, 5_000)] {
             let mut bisect = Bisect::new(marks.clone(), last);
             let mut questions = 0;
             while let Some(sequence) = bisect.ask() {
                 let n = sequence / 10;
-                bisect.tell((n <= parts).then_some(("s", &n.to_be_bytes()[..])));
+                bisect.tell((n <= parts).then(|| stored(n)));
                 questions += 1;
             }
             let same = parts.min(last / 10);

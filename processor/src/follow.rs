@@ -5,12 +5,15 @@
 
 use std::hash::Hasher;
 
+use async_nats::jetstream::message::StreamMessage;
 use plimsoll_fold::{LOGIC, State};
 use plimsoll_schemas::id::{CellId, Position};
 use plimsoll_schemas::record::{Record, decode};
 use plimsoll_schemas::time::LogTime;
 use plimsoll_store::{Commit, Sealed};
 use siphasher::sip::SipHasher24;
+
+use crate::streams;
 
 /// How far the log was read, and how to recognise that it is still the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +56,36 @@ impl Mark {
     }
 }
 
+/// A message as it stands in the stream.
+#[derive(Debug, Clone, Copy)]
+pub struct Stored<'a> {
+    /// When the broker stored it, ns UTC.
+    pub at_ns: i64,
+    /// Subject.
+    pub subject: &'a str,
+    /// Payload.
+    pub payload: &'a [u8],
+}
+
+impl Stored<'_> {
+    /// What tells two messages apart: SipHash-2-4 of time, subject and payload. The same bytes sent again, to the same sequence of a stream that
+    /// went back, are another message: the broker's time differs.
+    pub fn hash(&self) -> u64 {
+        let mut hasher = SipHasher24::new_with_key(b"plimsoll-message");
+        hasher.write(&self.at_ns.to_le_bytes());
+        hasher.write(self.subject.as_bytes());
+        hasher.write_u8(0);
+        hasher.write(self.payload);
+        hasher.finish()
+    }
+}
+
+impl<'a> From<&'a StreamMessage> for Stored<'a> {
+    fn from(message: &'a StreamMessage) -> Self {
+        Self { at_ns: streams::nanos(message.time), subject: &message.subject, payload: &message.payload }
+    }
+}
+
 /// A message as a consumer delivers it.
 #[derive(Debug, Clone, Copy)]
 pub struct Arrived<'a> {
@@ -60,12 +93,8 @@ pub struct Arrived<'a> {
     pub sequence: u64,
     /// Its number among what the consumer has delivered, from 1.
     pub delivered: u64,
-    /// When the broker stored it, ns UTC.
-    pub stored_at_ns: i64,
-    /// Subject.
-    pub subject: &'a str,
-    /// Payload.
-    pub payload: &'a [u8],
+    /// The message.
+    pub stored: Stored<'a>,
 }
 
 /// What became of a message.
@@ -145,8 +174,8 @@ impl Follow {
         sequence >= shape.first_sequence.max(1) && sequence <= shape.last_sequence
     }
 
-    /// Refuses a log that is not the one read so far. `message` = subject and payload at the mark, where that is asked for.
-    pub fn same_log(&mut self, shape: &Shape, message: Option<(&str, &[u8])>) -> Result<(), Replaced> {
+    /// Refuses a log that is not the one read so far. `message` = what stands at the mark, where that is asked for.
+    pub fn same_log(&mut self, shape: &Shape, message: Option<Stored<'_>>) -> Result<(), Replaced> {
         let Mark { position, created_at_ns, message_hash: expected, .. } = self.mark;
         if created_at_ns != 0 && shape.created_at_ns != created_at_ns {
             return Err(replaced("its creation time (ns)", shape.created_at_ns, created_at_ns));
@@ -154,8 +183,8 @@ impl Follow {
         if position.sequence > shape.last_sequence {
             return Err(replaced("its last sequence", shape.last_sequence, format!("at least {}", position.sequence)));
         }
-        if let Some((subject, payload)) = message {
-            let found = message_hash(subject, payload);
+        if let Some(message) = message {
+            let found = message.hash();
             if found != expected {
                 let expected = format!("{expected:016x} at {}", position.sequence);
                 return Err(replaced("the hash of its last known message", format!("{found:016x}"), expected));
@@ -176,15 +205,15 @@ impl Follow {
             return Ok(Admitted::Repeated);
         }
         self.mark.position.sequence = message.sequence;
-        self.mark.logged_at = LogTime(message.stored_at_ns).max(self.mark.logged_at);
-        let body = decode(&self.cell, message.subject, message.payload);
+        self.mark.logged_at = LogTime(message.stored.at_ns).max(self.mark.logged_at);
+        let body = decode(&self.cell, message.stored.subject, message.stored.payload);
         let record = Record { position: self.mark.position, logged_at: self.mark.logged_at, body };
         Ok(Admitted::Next { record, missing: message.sequence - expected })
     }
 
     /// Remembers the last message admitted. Needed only where a mark is taken, so that not every message has to be hashed.
-    pub fn remember(&mut self, subject: &str, payload: &[u8]) {
-        self.mark.message_hash = message_hash(subject, payload);
+    pub fn remember(&mut self, message: Stored<'_>) {
+        self.mark.message_hash = message.hash();
     }
 }
 
@@ -192,21 +221,16 @@ fn replaced(what: &'static str, found: impl ToString, expected: impl ToString) -
     Replaced { what, found: found.to_string(), expected: expected.to_string() }
 }
 
-/// What tells two messages apart: SipHash-2-4 of subject and payload.
-pub fn message_hash(subject: &str, payload: &[u8]) -> u64 {
-    let mut hasher = SipHasher24::new_with_key(b"plimsoll-message");
-    hasher.write(subject.as_bytes());
-    hasher.write_u8(0);
-    hasher.write(payload);
-    hasher.finish()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn stored(at_ns: i64, payload: &'static [u8]) -> Stored<'static> {
+        Stored { at_ns, subject: "plimsoll.c.log.tick", payload }
+    }
+
     fn arrived(delivered: u64, sequence: u64) -> Arrived<'static> {
-        Arrived { sequence, delivered, stored_at_ns: sequence as i64, subject: "plimsoll.c.log.tick", payload: b"{}" }
+        Arrived { sequence, delivered, stored: stored(sequence as i64, b"{}") }
     }
 
     fn follow() -> Follow {
@@ -233,11 +257,13 @@ mod tests {
         let shape = |created_at_ns, first_sequence, last_sequence| Shape { created_at_ns, first_sequence, last_sequence };
         follow.same_log(&shape(77, 1, 0), None).unwrap();
         follow.admit(arrived(1, 1)).unwrap();
-        follow.remember("s", b"one");
+        follow.remember(stored(5, b"one"));
         assert!(follow.compares(&shape(77, 1, 3)) && !follow.compares(&shape(77, 2, 3)));
-        assert_eq!(follow.same_log(&shape(77, 1, 3), Some(("s", b"one"))), Ok(()));
-        for (shape, message) in [(shape(78, 1, 3), &b"one"[..]), (shape(77, 1, 0), b"one"), (shape(77, 1, 3), b"two")] {
-            assert!(follow.same_log(&shape, Some(("s", message))).is_err(), "{shape:?}");
+        let one = stored(5, b"one");
+        assert_eq!(follow.same_log(&shape(77, 1, 3), Some(one)), Ok(()));
+        let (other, again) = (stored(5, b"two"), stored(6, b"one"));
+        for (shape, message) in [(shape(78, 1, 3), one), (shape(77, 1, 0), one), (shape(77, 1, 3), other), (shape(77, 1, 3), again)] {
+            assert!(follow.same_log(&shape, Some(message)).is_err(), "{shape:?} {message:?}");
         }
     }
 }

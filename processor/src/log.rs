@@ -15,10 +15,10 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
-use crate::follow::{Admitted, Arrived, Follow, Mark, Replaced, Shape};
+use crate::follow::{Admitted, Arrived, Follow, Mark, Replaced, Shape, Stored};
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::streams::Streams;
+use crate::streams::{Streams, nanos};
 
 /// Batches that may wait for the fold.
 pub const QUEUE_BATCHES: usize = 8;
@@ -161,9 +161,9 @@ impl Reader {
         let mut trouble = None;
         for message in chunk {
             match message.map_err(|error| error.to_string()).and_then(|message| Ok((self.admit(&message)?, message))) {
-                Ok((Some(record), message)) => {
+                Ok((Some((at_ns, record)), message)) => {
                     records.push(record);
-                    last = Some(message);
+                    last = Some((at_ns, message));
                 }
                 Ok((None, _)) => {}
                 Err(detail) => {
@@ -172,18 +172,19 @@ impl Reader {
                 }
             }
         }
-        if let Some(message) = last {
-            self.follow.remember(&message.subject, &message.payload);
+        if let Some((at_ns, message)) = last {
+            self.follow.remember(Stored { at_ns, subject: &message.subject, payload: &message.payload });
         }
         (Batch { records, mark: self.follow.mark() }, trouble)
     }
 
-    fn admit(&mut self, message: &Message) -> Result<Option<Record>, String> {
+    /// The record and when the broker stored it, ns UTC; none where it was delivered before.
+    fn admit(&mut self, message: &Message) -> Result<Option<(i64, Record)>, String> {
         let info = message.info().map_err(|error| format!("a message without its place: {error}"))?;
         let sequence = info.stream_sequence;
-        let stored_at_ns = i64::try_from(info.published.unix_timestamp_nanos()).unwrap_or(i64::MAX);
-        let delivered = info.consumer_sequence;
-        let arrived = Arrived { sequence, delivered, stored_at_ns, subject: &message.subject, payload: &message.payload };
+        let at_ns = nanos(info.published);
+        let stored = Stored { at_ns, subject: &message.subject, payload: &message.payload };
+        let arrived = Arrived { sequence, delivered: info.consumer_sequence, stored };
         match self.follow.admit(arrived).map_err(|lost| lost.to_string())? {
             Admitted::Repeated => {
                 self.metrics.log_repeated.inc();
@@ -196,7 +197,7 @@ impl Reader {
                 }
                 self.health.log_ends_at(sequence + info.pending);
                 self.metrics.log_bytes.inc_by(message.payload.len() as u64);
-                Ok(Some(record))
+                Ok(Some((at_ns, record)))
             }
         }
     }
@@ -204,14 +205,9 @@ impl Reader {
     /// Refuses a log that is not the one read so far.
     async fn verify(&mut self) -> Result<Info, Interrupted> {
         let info = self.streams.log.get_info().await.map_err(|error| Interrupted::Retry(format!("asking for the log: {error}")))?;
-        let shape = Shape {
-            created_at_ns: i64::try_from(info.created.unix_timestamp_nanos()).unwrap_or(i64::MAX),
-            first_sequence: info.state.first_sequence,
-            last_sequence: info.state.last_sequence,
-        };
+        let shape = Shape { created_at_ns: nanos(info.created), first_sequence: info.state.first_sequence, last_sequence: info.state.last_sequence };
         let message = if self.follow.compares(&shape) { self.at_mark().await? } else { None };
-        let message = message.as_ref().map(|message| (&*message.subject, &*message.payload));
-        self.follow.same_log(&shape, message).map_err(|replaced| Interrupted::Stop(self.replaced(replaced)))?;
+        self.follow.same_log(&shape, message.as_ref().map(Stored::from)).map_err(|replaced| Interrupted::Stop(self.replaced(replaced)))?;
         Ok(info)
     }
 

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_nats::datetime::DateTime;
 use async_nats::jetstream::context::{Context, ContextBuilder};
 use async_nats::jetstream::stream::{Compression, Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType, Stream};
 use async_nats::{ConnectOptions, Event};
@@ -38,6 +39,11 @@ impl Streams {
     pub fn connected(&self) -> bool {
         self.context.client().connection_state() == async_nats::connection::State::Connected
     }
+}
+
+/// A time that the broker says, ns UTC.
+pub fn nanos(at: DateTime) -> i64 {
+    i64::try_from(at.unix_timestamp_nanos()).unwrap_or(i64::MAX)
 }
 
 /// Connects, refuses an old server, and creates or checks both streams.

@@ -15,6 +15,7 @@ use super::source::{Flags, From, Place, Scratch};
 use super::{Format, answer, plain, say};
 use crate::checkpoint;
 use crate::error::Error;
+use crate::follow::Stored;
 
 /// Longest value in a line for people, characters.
 const LINE_CHARS: usize = 240;
@@ -158,7 +159,7 @@ async fn sequence(source: &Flags, place: Position, within: u64, output: Format) 
     })?;
     let subject = ("subject", json!(message.subject.to_string()));
     let bytes = ("bytes", json!(message.payload.len()));
-    let hash = ("message_hash", json!(format!("{:016x}", crate::follow::message_hash(&message.subject, &message.payload))));
+    let hash = ("message_hash", json!(format!("{:016x}", Stored::from(&message).hash())));
 
     let scratch = Scratch(source.scratch("inspect"));
     let before = Position { sequence: sequence - 1, ..place };
@@ -166,7 +167,7 @@ async fn sequence(source: &Flags, place: Position, within: u64, output: Format) 
         Ok(refold) if sequence - refold.position().sequence <= within => refold,
         Ok(_) | Err(Error::NoBase { .. }) => {
             let body = plimsoll_schemas::record::decode(&source.cell, &message.subject, &message.payload);
-            let logged_at = plimsoll_schemas::time::LogTime(i64::try_from(message.time.unix_timestamp_nanos()).unwrap_or(i64::MAX));
+            let logged_at = plimsoll_schemas::time::LogTime(crate::streams::nanos(message.time));
             let record = plimsoll_schemas::record::Record { position: place, logged_at, body };
             let (kind, says) = shown::body(&record);
             let made = ("made", json!("out of reach: no checkpoint is near enough before it (--within)"));

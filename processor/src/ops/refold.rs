@@ -17,7 +17,7 @@ use super::progress::Progress;
 use super::source::From;
 use crate::checkpoint;
 use crate::error::Error;
-use crate::follow::{Mark, message_hash};
+use crate::follow::{Mark, Stored};
 use crate::health::Health;
 use crate::log::{self, Batch, Reader};
 use crate::metrics::Metrics;
@@ -182,8 +182,7 @@ impl Refold {
             let stream = streams.log.cached_info().config.name.clone();
             Error::Stream { stream, what: "reading a message of it", detail: error.to_string() }
         })?;
-        let message_hash = message_hash(&message.subject, &message.payload);
-        Ok(Mark { position, message_hash, logged_at: self.state.logged_at(), ..mark })
+        Ok(Mark { position, message_hash: Stored::from(&message).hash(), logged_at: self.state.logged_at(), ..mark })
     }
 
     /// As the processor does: rows of the manifest before the newest are the archive's alone.

@@ -10,7 +10,7 @@ use plimsoll_fold::{Effects, LOGIC, State};
 use plimsoll_processor::chain::{Chain, Do, Heard};
 use plimsoll_processor::checks::{Checks, written};
 use plimsoll_processor::epoch::{Bisect, proposal};
-use plimsoll_processor::follow::{Admitted, Arrived, Follow, Mark, Replaced, Shape, message_hash};
+use plimsoll_processor::follow::{Admitted, Arrived, Follow, Mark, Replaced, Shape};
 use plimsoll_processor::role::{Claim, Role, Seen};
 use plimsoll_schemas::control::{Check, NewEpoch, Tick};
 use plimsoll_schemas::id::{CellId, Position};
@@ -184,7 +184,7 @@ impl Replica {
         }
         let mut bisect = Bisect::new(self.disk.marks(mark.position.epoch).collect::<Result<_, _>>()?, log.last());
         while let Some(sequence) = bisect.ask() {
-            bisect.tell(log.get(sequence).map(|message| (&*message.subject, &*message.payload)));
+            bisect.tell(log.get(sequence).map(Message::stored));
         }
         Ok(bisect.same_up_to().unwrap_or(0).max(log.first() - 1))
     }
@@ -203,7 +203,7 @@ impl Replica {
         }
         let mut effects = Effects::default();
         state.begin_epoch(new, &mut effects)?;
-        let at_mark = log.get(new.after).map_or(0, |message| message_hash(&message.subject, &message.payload));
+        let at_mark = log.get(new.after).map_or(0, |message| message.stored().hash());
         let position = Position { epoch: new.epoch, sequence: new.after };
         let mark = Mark { position, created_at_ns: log.created_at_ns, message_hash: at_mark, logged_at: mark.logged_at };
         let commit = mark.commit(&state, None);
@@ -243,7 +243,7 @@ impl Replica {
 fn same_log(follow: &mut Follow, log: &Stream) -> Result<(), Replaced> {
     let shape = Shape { created_at_ns: log.created_at_ns, first_sequence: log.first(), last_sequence: log.last() };
     let message = if follow.compares(&shape) { log.get(follow.mark().position.sequence) } else { None };
-    follow.same_log(&shape, message.map(|message| (&*message.subject, &*message.payload)))
+    follow.same_log(&shape, message.map(Message::stored))
 }
 
 impl Process {
@@ -285,18 +285,12 @@ impl Process {
     pub fn fold(&mut self, count: usize) -> Result<bool> {
         for _ in 0..count {
             let Some((delivered, message)) = self.inbox.pop_front() else { break };
-            let arrived = Arrived {
-                sequence: message.sequence,
-                delivered,
-                stored_at_ns: message.stored_at_ns,
-                subject: &message.subject,
-                payload: &message.payload,
-            };
+            let arrived = Arrived { sequence: message.sequence, delivered, stored: message.stored() };
             match self.follow.admit(arrived) {
                 Err(_) => return Ok(false),
                 Ok(Admitted::Repeated) => {}
                 Ok(Admitted::Next { record, .. }) => {
-                    self.follow.remember(&message.subject, &message.payload);
+                    self.follow.remember(message.stored());
                     self.step(&record)?;
                     self.causes.push(Cause::Record(record.position, message, self.state.hash()));
                 }

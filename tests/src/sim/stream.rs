@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use plimsoll_processor::follow::Stored;
+
 /// How long a message id is remembered, ns.
 pub const DUPLICATE_WINDOW_NS: i64 = 120_000_000_000;
 
@@ -17,6 +19,13 @@ pub struct Message {
     pub subject: String,
     /// Payload.
     pub payload: Vec<u8>,
+}
+
+impl Message {
+    /// As a reader takes it.
+    pub fn stored(&self) -> Stored<'_> {
+        Stored { at_ns: self.stored_at_ns, subject: &self.subject, payload: &self.payload }
+    }
 }
 
 /// Under which conditions a message may be stored.
@@ -53,13 +62,15 @@ pub struct Stream {
     pub created_at_ns: i64,
     messages: VecDeque<Message>,
     last: u64,
+    /// Messages ever stored, also those lost since.
+    stored: u64,
     ids: BTreeMap<String, (u64, i64)>,
 }
 
 impl Stream {
     /// An empty one.
     pub fn new(created_at_ns: i64) -> Self {
-        Self { created_at_ns, messages: VecDeque::new(), last: 0, ids: BTreeMap::new() }
+        Self { created_at_ns, messages: VecDeque::new(), last: 0, stored: 0, ids: BTreeMap::new() }
     }
 
     /// Sequence given last.
@@ -86,7 +97,10 @@ impl Stream {
             return Err(WrongLast { found: on_subject });
         }
         self.last += 1;
-        let message = Message { sequence: self.last, stored_at_ns: now_ns, subject: subject.to_owned(), payload: payload.to_vec() };
+        // The broker's clock shows nanoseconds, the world's only quarters of a second: no two messages were stored at the same time.
+        self.stored += 1;
+        let stored_at_ns = now_ns + self.stored as i64;
+        let message = Message { sequence: self.last, stored_at_ns, subject: subject.to_owned(), payload: payload.to_vec() };
         self.messages.push_back(message);
         if let Some(id) = &conditions.id {
             self.ids.insert(id.clone(), (self.last, now_ns));
