@@ -6,7 +6,7 @@ TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):$(CURDIR)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help up test sim mutants kills check bench build tools
+.PHONY: help up test sim mutants kills power check bench build tools
 
 help:
 	@echo "make up      start the whole pipeline here; ARGS='--hosts 4 --gpus 8', see: $(TARGET)/debug/plimsoll up --help"
@@ -14,6 +14,7 @@ help:
 	@echo "make sim     10,000 simulated runs with every kind of fault; SEEDS=a..b for others, SEED=n for one"
 	@echo "make mutants one broken line after the other, each of which the simulation must notice (builds each)"
 	@echo "make kills   200 kills of each part and 100 pauses of the processor under load, near an hour; KILLS=n SWAPS=n SEED=n for others"
+	@echo "make power   10 power cuts of the broker under each of two settings, and as many damaged stores; CUTS=n SEED=n for others; needs root"
 	@echo "make check   formatting, lints and documentation, all without warnings"
 	@echo "make bench   benchmarks (release build: takes long the first time)"
 
@@ -32,6 +33,9 @@ mutants: build
 
 kills: build
 	KILLS="$(if $(KILLS),$(KILLS),200)" SWAPS="$(if $(SWAPS),$(SWAPS),100)" cargo test --workspace --locked -- killed_and_paused --nocapture
+
+power: build
+	CUTS="$(if $(CUTS),$(CUTS),10)" cargo test --workspace --locked -- power:: --nocapture
 
 # One command for everything, so that all crates share one set of features and nothing is built twice.
 build: tools

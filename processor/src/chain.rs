@@ -45,6 +45,8 @@ pub enum Do {
 pub enum Heard {
     /// OUT ends at this sequence.
     End(u64),
+    /// There is no OUT.
+    Gone,
     /// This stands there: subject and payload.
     Stands {
         /// Which output was compared.
@@ -208,6 +210,7 @@ impl Chain {
                 self.known = Known::EndsAt(last);
                 Ok(())
             }
+            Heard::Gone => Err(Broken::WentBack { last: 0, held: self.standing }),
             Heard::Stands { out_seq, subject, payload } => {
                 let Some(first) = self.pending.front().filter(|first| first.out_seq == out_seq) else { return Ok(()) };
                 if *first.subject != *subject || first.bytes != payload {

@@ -88,7 +88,7 @@ pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce
 /// Opens everything and runs until `stop` or until something is wrong.
 async fn run_once(config: &Config, stop: &CancellationToken, http: TcpListener, tail: TcpListener) -> Result<(), Error> {
     let (health, metrics) = (Health::default(), Metrics::default());
-    let mut parts = Parts::default();
+    let mut parts = Parts { reading: stop.child_token(), ..Parts::default() };
     let serving = health::serve(http, health.clone(), metrics.clone(), parts.closing.clone());
     parts.start(
         "the HTTP server",
@@ -187,7 +187,7 @@ fn connect(config: &Config, tail: TcpListener, opened: Opened, parts: &mut Parts
     let (said, to_say) = mpsc::channel(tick::QUEUE_SAID);
     let (repairs, wanted) = mpsc::channel(repair::QUEUE_REPAIRS);
 
-    parts.start("the reader", reader.run(log_sender, stop.clone()));
+    parts.start("the reader", reader.run(log_sender, parts.reading.clone()));
     parts.start(PUBLISHER, publisher.run(outputs));
     parts.start("the sealer", sealer.run(orders));
     let checkpointing = checkpointer.run(stop.clone());
@@ -223,6 +223,8 @@ fn address(listener: &TcpListener, asked: SocketAddr) -> Result<SocketAddr, Erro
 #[derive(Default)]
 struct Parts {
     all: JoinSet<(&'static str, Result<(), Error>)>,
+    /// Cancelled when nothing more is to be read.
+    reading: CancellationToken,
     /// Cancelled when the loop has ended: whoever only serves others goes then.
     closing: CancellationToken,
 }
@@ -235,11 +237,12 @@ impl Parts {
     /// Waits for the loop's good end, then for the publisher's.
     async fn watch(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         while let Some((part, outcome)) = self.next().await {
-            if let Err(error @ Error::LogReplaced { .. }) = outcome {
-                self.finish_loop().await;
+            if let Err(error) = outcome {
+                if part != LOOP && error.heals_by_reopening() {
+                    self.finish_loop().await;
+                }
                 return Err(error);
             }
-            outcome?;
             if part == LOOP {
                 break;
             }
@@ -265,6 +268,7 @@ impl Parts {
 
     /// Without a reader the loop commits what it has folded and ends: that cannot be folded again once the log is another one.
     async fn finish_loop(&mut self) {
+        self.reading.cancel();
         let ending = async {
             while let Some((part, _)) = self.next().await {
                 if part == LOOP {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::pull::{Config as PullConfig, MessagesError};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
 use async_nats::jetstream::message::{Message, StreamMessage};
-use async_nats::jetstream::stream::{Info, RawMessageErrorKind};
+use async_nats::jetstream::stream::{Info, InfoError, RawMessageErrorKind};
 use futures::StreamExt;
 use plimsoll_schemas::id::{CellId, Position};
 use plimsoll_schemas::record::Record;
@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::follow::{Admitted, Arrived, Follow, Mark, Replaced, Shape, Stored};
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::streams::{Streams, nanos};
+use crate::streams::{Streams, is_gone, nanos};
 
 /// Batches that may wait for the fold.
 pub const QUEUE_BATCHES: usize = 8;
@@ -204,11 +204,21 @@ impl Reader {
 
     /// Refuses a log that is not the one read so far.
     async fn verify(&mut self) -> Result<Info, Interrupted> {
-        let info = self.streams.log.get_info().await.map_err(|error| Interrupted::Retry(format!("asking for the log: {error}")))?;
+        let info = self.streams.log.get_info().await.map_err(|error| self.unknown(error))?;
         let shape = Shape { created_at_ns: nanos(info.created), first_sequence: info.state.first_sequence, last_sequence: info.state.last_sequence };
         let message = if self.follow.compares(&shape) { self.at_mark().await? } else { None };
         self.follow.same_log(&shape, message.as_ref().map(Stored::from)).map_err(|replaced| Interrupted::Stop(self.replaced(replaced)))?;
         Ok(info)
+    }
+
+    /// Why nobody knows what the log looks like. One that is not there at all is another one once it is made again.
+    fn unknown(&self, error: InfoError) -> Interrupted {
+        if is_gone(&error) {
+            let at_least = format!("at least {}", self.follow.mark().position.sequence);
+            let replaced = Replaced { what: "its last sequence", found: "no stream".to_owned(), expected: at_least };
+            return Interrupted::Stop(self.replaced(replaced));
+        }
+        Interrupted::Retry(format!("asking for the log: {error}"))
     }
 
     /// The message at the mark; absent if the stream has a hole there: it cannot be compared, like one that was trimmed.

@@ -18,7 +18,7 @@ use crate::chain::{Broken, Chain, Do, Heard};
 use crate::error::Error;
 use crate::health::Health;
 use crate::metrics::{Metrics, signed};
-use crate::streams::Streams;
+use crate::streams::{Streams, is_gone};
 
 /// Outputs that may wait in the publisher's queue.
 pub const QUEUE_OUTPUTS: usize = 1_024;
@@ -77,7 +77,7 @@ impl Publisher {
 
     fn take(&mut self, attempt: u64, heard: Heard) -> Result<(), Error> {
         match &heard {
-            Heard::Failed => self.health.out_reachable(false),
+            Heard::Failed | Heard::Gone => self.health.out_reachable(false),
             Heard::Stands { .. } => {
                 self.metrics.out_compared.inc();
                 self.health.out_reachable(true);
@@ -131,6 +131,7 @@ async fn ask_end(streams: Streams, after_failure: bool) -> Heard {
     }
     match streams.out.get_info().await {
         Ok(info) => Heard::End(info.state.last_sequence),
+        Err(error) if is_gone(&error) => Heard::Gone,
         Err(error) => {
             tracing::warn!(%error, "OUT does not answer");
             Heard::Failed

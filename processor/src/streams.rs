@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::datetime::DateTime;
-use async_nats::jetstream::context::{Context, ContextBuilder};
-use async_nats::jetstream::stream::{Compression, Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::{Context, ContextBuilder, GetStreamError, GetStreamErrorKind};
+use async_nats::jetstream::stream::{Compression, Config as StreamConfig, DiscardPolicy, InfoError, RetentionPolicy, StorageType, Stream};
 use async_nats::{ConnectOptions, Event};
 use plimsoll_schemas::id::CellId;
 use plimsoll_schemas::subject::{self, StreamSettings};
@@ -44,6 +45,13 @@ impl Streams {
 /// A time that the broker says, ns UTC.
 pub fn nanos(at: DateTime) -> i64 {
     i64::try_from(at.unix_timestamp_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Whether asking for a stream failed because it is not there any more. The broker can lose one that it had acknowledged: a power cut takes
+/// what had not reached the disk, and of a young stream that is all of it.
+pub fn is_gone(error: &InfoError) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<async_nats::jetstream::Error>());
+    cause.is_some_and(|cause| cause.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 /// Connects, refuses an old server, and creates or checks both streams.
@@ -143,9 +151,7 @@ async fn ensure(context: &Context, settings: &StreamSettings, replicas: u8) -> R
     Ok(stream)
 }
 
-fn is_missing(error: &async_nats::jetstream::context::GetStreamError) -> bool {
-    use async_nats::jetstream::ErrorCode;
-    use async_nats::jetstream::context::GetStreamErrorKind;
+fn is_missing(error: &GetStreamError) -> bool {
     matches!(error.kind(), GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 

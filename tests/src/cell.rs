@@ -2,6 +2,9 @@
 //! The test keeps them running itself, because `plimsoll up` gives up a part that has ended five times in ten minutes.
 
 pub mod acks;
+pub mod damage;
+pub mod disk;
+pub mod judge;
 pub mod keeper;
 pub mod ledger;
 pub mod moments;
@@ -27,6 +30,7 @@ pub const OUT: &str = "PLIMSOLL_local_OUT";
 pub const REPLICAS: [&str; 2] = ["a", "b"];
 /// The broker's settings in `plimsoll up`.
 const BROKER: &str = include_str!("../../deploy/nats/up.conf");
+const SHIPPED_SYNC: &str = "sync_interval: 1s";
 /// Ports are looked for from here up: below those that the system gives to outgoing connections, so that a port is still free when its part
 /// is started again.
 const PORTS_FROM: u16 = 20_000;
@@ -57,6 +61,15 @@ pub struct Fleet {
     pub interval_ms: u32,
 }
 
+/// How the broker keeps what it acknowledges.
+#[derive(Debug, Clone, Copy)]
+pub struct Broker<'a> {
+    /// Its `sync_interval`; absent = as in `plimsoll up`.
+    pub sync_interval: Option<&'a str>,
+    /// Its store's folder.
+    pub store: &'a Path,
+}
+
 /// A running cell.
 #[derive(Debug)]
 pub struct Cell {
@@ -66,13 +79,15 @@ pub struct Cell {
     agent: Keeper,
     /// Where the broker listens.
     pub url: String,
+    /// Where each replica has its state.
+    pub states: [PathBuf; 2],
     http: [String; 2],
     pg: [String; 2],
 }
 
 impl Cell {
     /// Starts everything in a folder and waits until both replicas are ready.
-    pub async fn start(folder: &Path, fleet: Fleet) -> Result<Self> {
+    pub async fn start(folder: &Path, fleet: Fleet, broker: Broker<'_>) -> Result<Self> {
         let [nats, http_a, http_b, tail_a, tail_b, sql_a, sql_b, pg_a, pg_b, agent] = free_ports()?;
         let here = |port: u16| format!("127.0.0.1:{port}");
         let url = format!("nats://{}", here(nats));
@@ -80,12 +95,14 @@ impl Cell {
         let keep =
             |name: &str, program: PathBuf, arguments: Vec<String>| Keeper::start(Program { name: name.to_owned(), program, arguments }, folder);
         let config = folder.join("nats.conf");
-        std::fs::write(&config, BROKER)?;
-        let broker = nats_server().context("no nats-server: run `make test`, which unpacks one, or set NATS_SERVER")?;
-        let store = folder.join("nats").display().to_string();
-        let nats = keep("nats", broker, words(&["--config", &config.display().to_string(), "--port", &nats.to_string(), "--store_dir", &store]));
+        ensure!(BROKER.contains(SHIPPED_SYNC), "the broker's settings no longer say {SHIPPED_SYNC}");
+        let sync = broker.sync_interval.map_or(SHIPPED_SYNC.to_owned(), |interval| format!("sync_interval: {interval}"));
+        std::fs::write(&config, BROKER.replace(SHIPPED_SYNC, &sync))?;
+        let program = nats_server().context("no nats-server: run `make test`, which unpacks one, or set NATS_SERVER")?;
+        let store = broker.store.display().to_string();
+        let nats = keep("nats", program, words(&["--config", &config.display().to_string(), "--port", &nats.to_string(), "--store_dir", &store]));
         let processor = |at: usize, http: u16, tail: u16| {
-            let data = folder.join(format!("replica-{}", REPLICAS[at])).display().to_string();
+            let data = folder.join(data_of(at)).display().to_string();
             let (http, tail) = (here(http), here(tail));
             let of_cell = ["--nats", &url, "--replica", REPLICAS[at], "--data-dir", &data, "--archive", &archive];
             let own = ["--http", &http, "--tail", &tail, "--seal-interval-s", "30", "--checkpoint-interval-s", "120", "--commit-interval-s", "5"];
@@ -106,6 +123,7 @@ impl Cell {
             processors: [processor(0, http_a, tail_a), processor(1, http_b, tail_b)],
             queries: [query(0, tail_a, sql_a, pg_a), query(1, tail_b, sql_b, pg_b)],
             agent,
+            states: [0, 1].map(|at| folder.join(data_of(at)).join("state")),
             url,
             http: [http_a, http_b].map(|port| format!("http://{}", here(port))),
             pg: [pg_a, pg_b].map(here),
@@ -197,6 +215,10 @@ impl Cell {
         }
         Ok(())
     }
+}
+
+fn data_of(replica: usize) -> String {
+    format!("replica-{}", REPLICAS[replica])
 }
 
 fn words(all: &[&str]) -> Vec<String> {

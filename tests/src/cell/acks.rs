@@ -20,6 +20,8 @@ const WAITING_MAX: usize = 16_384;
 pub struct Overheard {
     /// (stream, sequence) → the hash of what it was given for, and where that went.
     acknowledged: BTreeMap<(String, u64), (u64, String)>,
+    /// What was sent to subjects that are of interest, by its hash: subject and payload.
+    sent: BTreeMap<u64, (String, Vec<u8>)>,
     findings: Vec<String>,
 }
 
@@ -31,10 +33,10 @@ pub struct Acks {
 }
 
 impl Acks {
-    /// Starts to listen.
-    pub fn start(url: &str) -> Self {
+    /// Starts to listen; keeps what is sent to such subjects, acknowledged or not, for [`Overheard::sent`].
+    pub fn start(url: &str, keep: fn(&str) -> bool) -> Self {
         let heard = Arc::new(Mutex::new(Overheard::default()));
-        let task = tokio::spawn(listen(url.to_owned(), heard.clone()));
+        let task = tokio::spawn(listen(url.to_owned(), keep, heard.clone()));
         Self { heard, task }
     }
 
@@ -42,9 +44,24 @@ impl Acks {
     pub fn so_far(&self) -> Overheard {
         self.heard.lock().expect("no holder panics").clone()
     }
+
+    /// The broker has gone back: what it acknowledged before need not stand any more.
+    pub fn went_back(&self) {
+        self.heard.lock().expect("no holder panics").acknowledged.clear();
+    }
 }
 
 impl Overheard {
+    /// What was sent to the subjects of interest: subject and payload, in no order.
+    pub fn sent(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.sent.values().map(|(subject, payload)| (&**subject, &**payload))
+    }
+
+    /// What was acknowledged in a stream, by sequence: the hash of subject and payload.
+    pub fn acknowledged_in(&self, stream: &str) -> Vec<(u64, u64)> {
+        self.acknowledged.iter().filter(|((of, _), _)| of == stream).map(|((_, sequence), (hash, _))| (*sequence, *hash)).collect()
+    }
+
     /// Every acknowledged message of a stream stands under its number with its bytes. Returns how many were overheard.
     pub fn stand_in(&self, stream: &str, messages: &[Message]) -> Result<usize> {
         ensure!(self.findings.is_empty(), "{}", self.findings.join("\n"));
@@ -65,14 +82,14 @@ impl Drop for Acks {
     }
 }
 
-async fn listen(url: String, heard: Arc<Mutex<Overheard>>) {
+async fn listen(url: String, keep: fn(&str) -> bool, heard: Arc<Mutex<Overheard>>) {
     loop {
-        let _ = listen_connected(&url, &heard).await;
+        let _ = listen_connected(&url, keep, &heard).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-async fn listen_connected(url: &str, heard: &Mutex<Overheard>) -> Result<()> {
+async fn listen_connected(url: &str, keep: fn(&str) -> bool, heard: &Mutex<Overheard>) -> Result<()> {
     // A connection for one life of the broker: what was published before is not acknowledged after.
     let client = async_nats::ConnectOptions::new().max_reconnects(1).connect(url).await?;
     // One subscription, so that a publish always comes before its acknowledgement.
@@ -84,7 +101,11 @@ async fn listen_connected(url: &str, heard: &Mutex<Overheard>) -> Result<()> {
         if subject.starts_with("plimsoll.local.") {
             // What consumers are given shows up here as well, with a reply that is no publisher's.
             let Some(reply) = message.reply.as_ref().filter(|reply| !reply.starts_with("$JS.")) else { continue };
-            waiting.insert(reply.to_string(), (hash_of(subject, &message.payload), subject.to_owned()));
+            let hash = hash_of(subject, &message.payload);
+            if keep(subject) {
+                heard.lock().expect("no holder panics").sent.insert(hash, (subject.to_owned(), message.payload.to_vec()));
+            }
+            waiting.insert(reply.to_string(), (hash, subject.to_owned()));
             order.push_back(reply.to_string());
             if order.len() > WAITING_MAX
                 && let Some(oldest) = order.pop_front()

@@ -110,6 +110,11 @@ impl Keeper {
         self.signal_alive(Signal::SIGKILL).await
     }
 
+    /// Ends the time for which it was to be kept down.
+    pub fn go_on(&self) {
+        self.life.send_modify(|life| life.back_off = Duration::ZERO);
+    }
+
     /// Waits for the end of a life; whether it was killed. If not, it had ended by itself in the same moment.
     pub async fn killed(&self, number: u64) -> Result<bool> {
         let number = usize::try_from(number)?;
@@ -159,8 +164,9 @@ async fn keep(program: Program, folder: PathBuf, life: watch::Sender<Life>) -> R
             let stopped = life.stopping;
             life.ends.push(End { killed: status.signal() == Some(Signal::SIGKILL as i32), stopped, status: status.to_string(), last_words });
         });
-        let back_off = life.borrow().back_off;
-        tokio::time::sleep(back_off).await;
+        let (back_off, mut told) = (life.borrow().back_off, life.subscribe());
+        // Both a time-out and being told mean: go on.
+        let _ = timeout(back_off, told.wait_for(|life| life.back_off.is_zero())).await;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! Reads a stream from outside as it appears, message by message by its number: no consumer that a broker could forget, and what was read
-//! once is read again at the end. Anything that has changed or vanished in between is a finding.
+//! once is read again at the end. Anything that has changed or vanished in between is a finding, unless the broker was made to go back.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -50,9 +50,25 @@ pub fn hash_of(subject: &str, payload: &[u8]) -> u64 {
 struct Read {
     /// Hash of each message when it was read first, and when the broker had taken it; place = sequence - 1.
     first: Vec<(u64, i64)>,
+    /// Hashes of the messages read before the stream went back, if they must come again.
+    before: Vec<u64>,
     /// Messages that were wanted as they came.
     kept: Vec<Message>,
     findings: Vec<String>,
+}
+
+impl Read {
+    fn take(&mut self, message: Message, keep: fn(&str) -> bool) {
+        let hash = message.hash();
+        let before = self.before.get(self.first.len()).copied();
+        self.first.push((hash, message.logged_ns));
+        match before {
+            Some(before) if before != hash => self.findings.push(format!("{} is not what it was before the stream went back", message.sequence)),
+            Some(_) => {}
+            None if keep(&message.subject) => self.kept.push(message),
+            None => {}
+        }
+    }
 }
 
 /// A reader of one stream.
@@ -81,9 +97,18 @@ impl Witness {
         self.lock().kept.get(from..).unwrap_or_default().to_vec()
     }
 
-    /// The newest message kept.
-    pub fn newest_kept(&self) -> Option<Message> {
-        self.lock().kept.last().cloned()
+    /// The newest message kept that went to such a subject.
+    pub fn newest_kept_on(&self, wanted: fn(&str) -> bool) -> Option<Message> {
+        self.lock().kept.iter().rev().find(|message| wanted(&message.subject)).cloned()
+    }
+
+    /// The broker has gone back: the stream is read from its first message again. `comes_again` = it must show once more what it showed.
+    pub fn went_back(&self, comes_again: bool) {
+        let mut read = self.lock();
+        let first = std::mem::take(&mut read.first);
+        if comes_again && first.len() > read.before.len() {
+            read.before = first.into_iter().map(|(hash, _)| hash).collect();
+        }
     }
 
     /// How many messages were read.
@@ -117,6 +142,7 @@ impl Witness {
             let same = message.hash() == hash && message.logged_ns == logged_ns;
             ensure!(same, "{} {} on {} is not what it was when it was read first", self.stream, message.sequence, message.subject);
         }
+        ensure!(read.first.len() >= read.before.len(), "{} ends at {}, and at {} before", self.stream, read.first.len(), read.before.len());
         ensure!(read.findings.is_empty(), "{}:\n{}", self.stream, read.findings.join("\n"));
         Ok(messages)
     }
@@ -145,9 +171,9 @@ async fn follow_connected(url: &str, name: &str, keep: fn(&str) -> bool, read: &
         let next = lock().first.len() as u64 + 1;
         if let Some(message) = get(&stream, next).await? {
             let mut read = lock();
-            read.first.push((message.hash(), message.logged_ns));
-            if keep(&message.subject) {
-                read.kept.push(message);
+            // In between it may have been told to begin again.
+            if read.first.len() as u64 + 1 == next {
+                read.take(message, keep);
             }
             continue;
         }

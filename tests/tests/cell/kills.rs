@@ -2,28 +2,29 @@
 //! takes over. Whoever reads the log and OUT from outside must not be able to tell.
 //!
 //! `KILLS=n` kills of each part (default 3) and `SWAPS=n` pauses (default 3); `make kills` takes 200 and 100. `SEED=n` chooses what happens when.
-#![expect(clippy::disallowed_methods, reason = "kills come at random moments, and what they cost is measured")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use plimsoll_tests::cell::acks::{Acks, Overheard};
+use plimsoll_tests::cell::judge::{decisions_in_sql, windows_in_sql_agree};
 use plimsoll_tests::cell::keeper::BACK_OFF;
 use plimsoll_tests::cell::ledger::Ledger;
 use plimsoll_tests::cell::moments::{Act, Stalls, acts};
 use plimsoll_tests::cell::numbering::Numbering;
 use plimsoll_tests::cell::tenant::{Sent, Tenant};
 use plimsoll_tests::cell::witness::{Message, Witness, hashes_agree, is_tick, ticks};
-use plimsoll_tests::cell::{Cell, Fleet, LOG, OUT, Part, REPLICAS};
+use plimsoll_tests::cell::{Broker, Cell, Fleet, LOG, OUT, Part, REPLICAS};
 use plimsoll_tests::oracle::Oracle;
 use plimsoll_tests::pipeline::{eventually, nats_server};
 use plimsoll_tests::sim::rng::Rng;
-use plimsoll_tests::windows::{agree_until, windows_in_sql};
 use serde_json::json;
 use tokio::time::{Instant, timeout};
+
+use crate::{LATE_PART_MS, ONE_AT_A_TIME, active, now_ns, number, settle};
 
 const FLEET: Fleet = Fleet { hosts: 32, gpus: 8, interval_ms: 1_000 };
 /// Longest pause between two acts, ms: long enough for a killed part to do real work again, short enough to be killed while it starts.
@@ -34,10 +35,6 @@ const DOWN_PERCENT: u64 = 30;
 const DOWN_MS_MAX: u64 = 6_000;
 /// A paused processor stays paused for at most this long after the other one has taken over, ms.
 const PAUSED_MS_MAX: u64 = 2_500;
-/// After so much calm every window that ends before it has closed, late parts included.
-const CALM: Duration = Duration::from_secs(20);
-/// A late part of a window stays open for this long, ms.
-const LATE_PART_MS: u64 = 10_000;
 /// The other processor takes over within this time …
 const TAKE_OVER_MAX: Duration = Duration::from_secs(5);
 /// … unless the machine itself stood still for as long as this.
@@ -48,14 +45,6 @@ const SILENCE_NS_MIN: i64 = 1_900_000_000;
 const ACT_MAX: Duration = Duration::from_secs(20);
 /// Shown now and then.
 const PROGRESS_EVERY: usize = 50;
-
-fn number(name: &str, otherwise: u64) -> Result<u64> {
-    std::env::var(name).map_or(Ok(otherwise), |text| text.parse().with_context(|| format!("{name} is a number, not {text:?}")))
-}
-
-fn now_ns() -> Result<i64> {
-    Ok(i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos())?)
-}
 
 /// The stage, and who looks at it.
 struct Stage {
@@ -85,6 +74,7 @@ async fn killed_and_paused_at_random_moments_a_cell_loses_doubles_and_forgets_no
         eprintln!("skipped: no nats-server (NATS_SERVER, PATH or .tools); `make test` unpacks one");
         return Ok(());
     }
+    let _one_at_a_time = ONE_AT_A_TIME.lock().await;
     let (kills, swaps, seed) = (number("KILLS", 3)?, number("SWAPS", 3)?, number("SEED", 1)?);
     eprintln!("SEED={seed} KILLS={kills} SWAPS={swaps}: {kills} kills each of processor, broker and agent, {swaps} pauses of the active processor");
     let began = Instant::now();
@@ -100,12 +90,12 @@ async fn killed_and_paused_at_random_moments_a_cell_loses_doubles_and_forgets_no
 async fn run(folder: &std::path::Path, kills: u64, swaps: u64, seed: u64) -> Result<()> {
     let mut rng = Rng::new(seed);
     let acts = acts(kills, swaps, &mut rng);
-    let cell = Cell::start(folder, FLEET).await?;
+    let cell = Cell::start(folder, FLEET, Broker { sync_interval: None, store: &folder.join("nats") }).await?;
     cell.control(&json!({ "type": "enrol", "hosts": [] })).await?;
     cell.control(&json!({ "type": "settings", "late_part_ms": LATE_PART_MS })).await?;
     let out = Arc::new(Witness::start(&cell.url, OUT, |subject| subject.contains(".out.decision.") || subject.contains(".out.lease.")));
     let tenant = Tenant::start(&cell.url, out.clone(), seed);
-    let (log, acks) = (Witness::start(&cell.url, LOG, is_tick), Acks::start(&cell.url));
+    let (log, acks) = (Witness::start(&cell.url, LOG, is_tick), Acks::start(&cell.url, |_| false));
     let mut stage = Stage { cell, log, out, acks, stalls: Stalls::watch(), rng, take_overs: Vec::new(), killed: BTreeMap::new() };
 
     let patience = Duration::from_secs(60) + ACT_MAX * u32::try_from(acts.len())?;
@@ -119,7 +109,7 @@ impl Stage {
     async fn play(&mut self, acts: &[Act]) -> Result<()> {
         let began = Instant::now();
         eventually(async || {
-            ensure!(self.out.newest_kept().is_some(), "no request was decided");
+            ensure!(self.out.newest_kept_on(|_| true).is_some(), "no request was decided");
             Ok(())
         })
         .await?;
@@ -127,7 +117,9 @@ impl Stage {
             tokio::time::sleep(Duration::from_millis(self.rng.between(200, PAUSE_MS_MAX))).await;
             match act {
                 Act::Swap => self.swap().await,
-                Act::KillActive | Act::KillStandby | Act::KillBoth | Act::KillNats | Act::KillAgent => self.kill(act.kills(self.active()?.0)).await,
+                Act::KillActive | Act::KillStandby | Act::KillBoth | Act::KillNats | Act::KillAgent => {
+                    self.kill(act.kills(active(&self.log)?.0)).await
+                }
             }
             .with_context(|| format!("act {done}: {act}"))?;
             self.cell.nobody_gave_up().with_context(|| format!("after act {done}: {act}"))?;
@@ -147,29 +139,22 @@ impl Stage {
         self.cell.kill(&parts, down).await
     }
 
-    /// The replica that sent the newest tick, and when the broker took it.
-    fn active(&self) -> Result<(usize, i64)> {
-        let tick = self.log.newest_kept().context("no tick was read")?;
-        let (_, replica, logged_ns) = ticks(&[tick])?.pop().context("only ticks are kept")?;
-        Ok((REPLICAS.iter().position(|name| *name == replica).context("a stranger ticks")?, logged_ns))
-    }
-
     /// Pauses the active replica until the other one has taken over, and a while longer.
     async fn swap(&mut self) -> Result<()> {
         self.cell.both_are_ready().await?;
         eventually(async || {
-            let age_ns = now_ns()? - self.active()?.1;
+            let age_ns = now_ns()? - active(&self.log)?.1;
             ensure!(age_ns < 1_100_000_000, "the newest tick is {age_ns} ns old");
             Ok(())
         })
         .await?;
         tokio::time::sleep(Duration::from_millis(self.rng.below(1_000))).await;
-        let (active, _) = self.active()?;
+        let (paused, _) = active(&self.log)?;
         let (began, paused_ns) = (Instant::now(), now_ns()?);
-        self.cell.keeper(Part::Processor(active)).signal_alive(Signal::SIGSTOP).await?;
+        self.cell.keeper(Part::Processor(paused)).signal_alive(Signal::SIGSTOP).await?;
         let taken_ns = eventually(async || {
-            let (now, logged_ns) = self.active()?;
-            ensure!(now != active && logged_ns > paused_ns, "{} has not taken over", REPLICAS[1 - active]);
+            let (now, logged_ns) = active(&self.log)?;
+            ensure!(now != paused && logged_ns > paused_ns, "{} has not taken over", REPLICAS[1 - paused]);
             Ok(logged_ns)
         })
         .await?;
@@ -181,33 +166,15 @@ impl Stage {
         ensure!(took < TAKE_OVER_MAX || stall >= STALL, "a take-over needed {took:?}, and this machine did not stand still");
         self.take_overs.push(took);
         tokio::time::sleep(Duration::from_millis(self.rng.below(PAUSED_MS_MAX))).await;
-        self.cell.keeper(Part::Processor(active)).signal_alive(Signal::SIGCONT).await?;
+        self.cell.keeper(Part::Processor(paused)).signal_alive(Signal::SIGCONT).await?;
         Ok(())
     }
 
     /// Lets everything settle, ends the load, and reads everything again.
     async fn calm_down(&self, tenant: Tenant) -> Result<Outcome> {
-        self.cell.both_are_ready().await?;
-        let calm_ns = now_ns()?;
-        let settled_ns = calm_ns + i64::try_from(CALM.as_nanos())?;
-        eventually(async || {
-            ensure!(self.active()?.1 > settled_ns, "the log does not tick");
-            Ok(())
-        })
-        .await?;
-        let sent = timeout(Duration::from_secs(120), tenant.finish()).await.context("requests remain without an answer")??;
-        for replica in 0..REPLICAS.len() {
-            // What is missing from a dead life of the agent is asked for, and said to be gone.
-            eventually(async || {
-                let open = self.cell.metric(replica, "plimsoll_processor_gaps_open").await?;
-                ensure!(open == 0, "{open} gaps are open");
-                Ok(())
-            })
-            .await?;
-        }
-        self.cell.keeper(Part::Agent).stop().await?;
+        let (sent, until_s) = settle(&self.cell, &self.log, tenant).await?;
         let acks = self.acks.so_far();
-        Ok(Outcome { acks, log: self.log.read_again().await?, out: self.out.read_again().await?, sent, until_s: calm_ns / 1_000_000_000 })
+        Ok(Outcome { acks, log: self.log.read_again().await?, out: self.out.read_again().await?, sent, until_s })
     }
 
     async fn judge(&self, outcome: &Outcome) -> Result<()> {
@@ -236,7 +203,7 @@ impl Stage {
         self.roles(log)?;
         eprintln!("the replicas said the same hash at {} positions", hashes_agree(log)?);
         self.killed()?;
-        self.decisions_in_sql(&ledger).await?;
+        decisions_in_sql(&self.cell, &ledger).await?;
         self.windows(log, &numbering, *until_s).await
     }
 
@@ -273,33 +240,6 @@ impl Stage {
         Ok(())
     }
 
-    /// SQL shows the decisions and leases that stand in OUT, each once.
-    async fn decisions_in_sql(&self, ledger: &Ledger) -> Result<()> {
-        for (replica, name) in REPLICAS.iter().enumerate() {
-            eventually(async || {
-                let client = self.cell.postgres(replica).await?;
-                let rows = client.query("SELECT decision_seq::bigint, request_id FROM placement_decisions ORDER BY 1", &[]).await?;
-                let decisions: Vec<(u64, String)> = rows.iter().map(|row| (row.get::<_, i64>(0) as u64, row.get(1))).collect();
-                let expected = ledger.placements.iter().map(|(number, request)| (*number, request.clone()));
-                ensure!(decisions.iter().cloned().eq(expected), "{name}: SQL shows {} decisions, OUT {}", decisions.len(), ledger.placements.len());
-                let rows = client.query("SELECT lease_id, state FROM leases", &[]).await?;
-                let ended: Vec<String> = rows.iter().filter(|row| row.get::<_, &str>(1) == "ended").map(|row| row.get(0)).collect();
-                let once = ended.len() == rows.len() && ended.iter().cloned().collect::<BTreeSet<_>>() == ledger.ended;
-                ensure!(
-                    once && ended.len() == ledger.ended.len(),
-                    "{name}: SQL shows {} leases, {} ended, OUT {}",
-                    rows.len(),
-                    ended.len(),
-                    ledger.ended.len()
-                );
-                eprintln!("{name}: {} decisions and {} leases in SQL, as in OUT", decisions.len(), ended.len());
-                Ok(())
-            })
-            .await?;
-        }
-        Ok(())
-    }
-
     /// Every sample of the log was counted once, and every window is what the log says.
     async fn windows(&self, log: &[Message], numbering: &Numbering, until_s: i64) -> Result<()> {
         let mut oracle = Oracle::default();
@@ -321,16 +261,7 @@ impl Stage {
                 Ok(())
             })
             .await?;
-            for (table, seconds) in [("gpu_windows_10s", 10), ("gpu_windows_1m", 60)] {
-                let agreed = eventually(async || {
-                    let client = self.cell.postgres(replica).await?;
-                    agree_until(table, seconds, &windows_in_sql(&client, table).await?, &oracle, until_s)
-                })
-                .await?;
-                ensure!(agreed > 0 || seconds > 10, "no window of {table} was compared");
-                eprintln!("{name}: {agreed} windows of {table} agree with the log");
-            }
         }
-        Ok(())
+        windows_in_sql_agree(&self.cell, &oracle, until_s).await
     }
 }
