@@ -225,7 +225,8 @@ fn words(all: &[&str]) -> Vec<String> {
     all.iter().map(|word| (*word).to_owned()).collect()
 }
 
-fn free_ports<const N: usize>() -> Result<[u16; N]> {
+/// Ports that nobody listens on, apart from those of other test processes.
+pub fn free_ports<const N: usize>() -> Result<[u16; N]> {
     let mut ports = Vec::new();
     // Far from those of a test that runs beside this one: a port is free for a moment when its part has just been killed.
     let begin = (std::process::id() % u32::from(PORTS / PORTS_APART)) as u16 * PORTS_APART;

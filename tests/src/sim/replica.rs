@@ -203,7 +203,7 @@ impl Replica {
         }
         let mut effects = Effects::default();
         state.begin_epoch(new, &mut effects)?;
-        let at_mark = log.get(new.after).map_or(0, |message| message.stored().hash());
+        let at_mark = if new.after == 0 { 0 } else { log.get(new.after).map_or(0, |message| message.stored().hash()) };
         let position = Position { epoch: new.epoch, sequence: new.after };
         let mark = Mark { position, created_at_ns: log.created_at_ns, message_hash: at_mark, logged_at: mark.logged_at };
         let commit = mark.commit(&state, None);

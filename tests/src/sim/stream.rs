@@ -86,15 +86,15 @@ impl Stream {
     /// Stores a message if its conditions hold.
     pub fn append(&mut self, now_ns: i64, subject: &str, payload: &[u8], conditions: &Conditions) -> Result<Ack, WrongLast> {
         self.ids.retain(|_, &mut (_, at)| now_ns.saturating_sub(at) < DUPLICATE_WINDOW_NS);
-        if let Some(&(sequence, _)) = conditions.id.as_ref().and_then(|id| self.ids.get(id)) {
-            return Ok(Ack { sequence, duplicate: true });
-        }
         if conditions.last.is_some_and(|expected| expected != self.last) {
             return Err(WrongLast { found: self.last });
         }
         let on_subject = self.last_on(subject).map_or(0, |message| message.sequence);
         if conditions.last_on_subject.is_some_and(|expected| expected != on_subject) {
             return Err(WrongLast { found: on_subject });
+        }
+        if let Some(&(sequence, _)) = conditions.id.as_ref().and_then(|id| self.ids.get(id)) {
+            return Ok(Ack { sequence, duplicate: true });
         }
         self.last += 1;
         // The broker's clock shows nanoseconds, the world's only quarters of a second: no two messages were stored at the same time.
@@ -110,6 +110,7 @@ impl Stream {
 
     /// The message at a sequence, if it is held.
     pub fn get(&self, sequence: u64) -> Option<&Message> {
+        assert!(sequence > 0, "sequences begin at 1: the broker refuses to look for 0");
         self.messages.binary_search_by_key(&sequence, |message| message.sequence).ok().map(|at| &self.messages[at])
     }
 

@@ -2,6 +2,8 @@
 //!
 //! `SEEDS=a..b` chooses the seeds (default 0..150; `make sim` takes 0..10000), `SEED=n` runs one and prints what it came to.
 
+mod log;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
