@@ -32,7 +32,7 @@ mutants: build
 	tests/mutants/run.sh
 
 kills: build
-	KILLS="$(if $(KILLS),$(KILLS),200)" SWAPS="$(if $(SWAPS),$(SWAPS),100)" cargo test --workspace --locked -- killed_and_paused --nocapture
+	KILLS="$(if $(KILLS),$(KILLS),200)" SWAPS="$(if $(SWAPS),$(SWAPS),100)" cargo test --workspace --locked -- killed_and_paused_at --nocapture
 
 power: build
 	CUTS="$(if $(CUTS),$(CUTS),10)" cargo test --workspace --locked -- power:: --nocapture

@@ -15,6 +15,7 @@ use async_nats::jetstream::{self, context::ContextBuilder};
 use async_nats::{ConnectOptions, Event, ServerError};
 use futures::stream::{FuturesUnordered, StreamExt};
 use plimsoll_schemas::id::CellId;
+use plimsoll_schemas::subject::{check_nats_version, servers};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -160,8 +161,7 @@ impl Publisher {
             let refused = |error| ConnectError::Credentials { path: path.display().to_string(), error };
             options = options.credentials_file(path).await.map_err(refused)?;
         }
-        let servers: Vec<&str> = target.url.split(',').map(str::trim).collect();
-        let client = options.connect(servers).await.map_err(|error| ConnectError::Refused { url: target.url.clone(), error })?;
+        let client = options.connect(servers(&target.url)).await.map_err(|error| ConnectError::Refused { url: target.url.clone(), error })?;
         // Twice the window: futures of a broken connection keep their permits for a while.
         let jetstream = ContextBuilder::new().timeout(ACK_TIMEOUT).ack_timeout(ACK_TIMEOUT).max_ack_inflight(IN_FLIGHT_MAX * 4).build(client.clone());
         Ok(Self {
@@ -337,7 +337,7 @@ impl Publisher {
     fn connected(&mut self) -> bool {
         let info = self.client.server_info();
         tracing::info!(server = info.server_name, version = info.version, waiting = self.buffer.depth().records, "connected to the broker");
-        if let Err(error) = plimsoll_schemas::subject::check_nats_version(&info.version) {
+        if let Err(error) = check_nats_version(&info.version) {
             tracing::error!(%error, "this broker is not supported");
         }
         self.was_connected = true;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use plimsoll_schemas::id::CellId;
 use plimsoll_schemas::out::CloudEvent;
-use plimsoll_schemas::subject::{LogSubject, ROOT, check_nats_version, out_stream};
+use plimsoll_schemas::subject::{LogSubject, ROOT, check_nats_version, out_stream, servers};
 use serde::Serialize;
 
 use crate::endpoint::Endpoints;
@@ -48,7 +48,7 @@ impl Broker {
             hint: "Is the pipeline up? Start it with `plimsoll up`, or name the broker with --nats",
         };
         let options = async_nats::ConnectOptions::new().name("plimsoll").connection_timeout(CONNECT_TIMEOUT);
-        let client = options.connect(&url).await.map_err(|error| failed(error.to_string()))?;
+        let client = options.connect(servers(&url)).await.map_err(|error| failed(error.to_string()))?;
         check_nats_version(&client.server_info().version).map_err(|old| failed(old.to_string()))?;
         let mut jetstream = jetstream::new(client.clone());
         jetstream.set_timeout(ACK_TIMEOUT);

@@ -18,7 +18,7 @@ pub struct Flags {
     /// The cell that is spoken to [default: local]
     #[arg(long, env = "PLIMSOLL_CELL", global = true)]
     cell: Option<CellId>,
-    /// Its broker [default: nats://127.0.0.1:14222]
+    /// Its broker, or several servers of one cluster separated by commas [default: nats://127.0.0.1:14222]
     #[arg(long, env = "PLIMSOLL_NATS", value_name = "URL", global = true)]
     nats: Option<String>,
     /// Its query service: host:port, or a postgres:// URL [default: 127.0.0.1:8432]

@@ -23,7 +23,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Parser)]
 #[command(name = "plimsoll-processor", version)]
 pub struct Config {
-    /// nats-server to read from and write to.
+    /// nats-server to read from and write to, or several of one cluster separated by commas.
     #[arg(long, env = "PLIMSOLL_NATS", default_value = "nats://127.0.0.1:14222")]
     pub nats: String,
     /// The cell.

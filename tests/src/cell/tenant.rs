@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::connect;
 use super::witness::{Message, Witness};
 use crate::pipeline::eventually;
 use crate::sim::rng::Rng;
@@ -56,7 +57,7 @@ impl Tenant {
         let (stop, stopping) = watch::channel(false);
         let url = url.to_owned();
         let task = tokio::spawn(async move {
-            let client = eventually(async || Ok(async_nats::connect(&url).await?)).await?;
+            let client = eventually(async || connect(&url).await).await?;
             Work::new(client, seed).run(&out, stopping).await
         });
         Self { stop, task }

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use async_nats::jetstream;
-use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::{RawMessageErrorKind, State, Stream};
 use futures::{StreamExt, TryStreamExt};
 use tokio::task::JoinHandle;
 
+use super::connect;
 use crate::pipeline::eventually;
 
 /// How often to look for more.
@@ -69,6 +70,21 @@ impl Read {
             None => {}
         }
     }
+
+    /// Nothing was found at `next`: there is nothing yet, or what was there is gone.
+    fn looked(&mut self, next: u64, state: &State, is_missing: bool) -> Result<()> {
+        if self.first.len() as u64 + 1 != next {
+            return Ok(());
+        }
+        if is_missing {
+            self.findings.push(format!("{next} is missing, the stream ends at {}", state.last_sequence));
+            self.first.push((0, 0));
+        } else if state.last_sequence + 1 < next {
+            self.findings.push(format!("{} messages were read, now the stream ends at {}", next - 1, state.last_sequence));
+            bail!("the stream is shorter than it was");
+        }
+        Ok(())
+    }
 }
 
 /// A reader of one stream.
@@ -123,7 +139,7 @@ impl Witness {
 
     /// Reads everything there is once more, and compares it with what was read first.
     pub async fn read_again(&self) -> Result<Vec<Message>> {
-        let jetstream = jetstream::new(async_nats::connect(&self.url).await?);
+        let jetstream = jetstream::new(connect(&self.url).await?);
         let stream = jetstream.get_stream(&self.stream).await?;
         let last = stream.get_info().await?.state.last_sequence;
         eventually(async || {
@@ -164,7 +180,7 @@ async fn follow(url: String, name: String, keep: fn(&str) -> bool, read: Arc<Mut
 
 async fn follow_connected(url: &str, name: &str, keep: fn(&str) -> bool, read: &Mutex<Read>) -> Result<()> {
     let lock = || read.lock().expect("no holder panics");
-    let client = async_nats::connect(url).await?;
+    let client = connect(url).await?;
     let jetstream = jetstream::context::ContextBuilder::new().timeout(Duration::from_secs(2)).build(client);
     let stream = jetstream.get_stream(name).await?;
     loop {
@@ -178,13 +194,8 @@ async fn follow_connected(url: &str, name: &str, keep: fn(&str) -> bool, read: &
             continue;
         }
         let state = stream.get_info().await?.state;
-        if state.last_sequence > next && get(&stream, next).await?.is_none() {
-            lock().findings.push(format!("{next} is missing, the stream ends at {}", state.last_sequence));
-            lock().first.push((0, 0));
-        } else if state.last_sequence + 1 < next {
-            lock().findings.push(format!("{} messages were read, now the stream ends at {}", next - 1, state.last_sequence));
-            bail!("the stream is shorter than it was");
-        }
+        let is_missing = state.last_sequence > next && get(&stream, next).await?.is_none();
+        lock().looked(next, &state, is_missing)?;
         tokio::time::sleep(LOOK).await;
     }
 }

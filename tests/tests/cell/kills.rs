@@ -49,6 +49,7 @@ const PROGRESS_EVERY: usize = 50;
 /// The stage, and who looks at it.
 struct Stage {
     cell: Cell,
+    servers: usize,
     log: Witness,
     out: Arc<Witness>,
     acks: Acks,
@@ -70,16 +71,27 @@ struct Outcome {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_and_paused_at_random_moments_a_cell_loses_doubles_and_forgets_nothing() -> Result<()> {
+    cell_that_is_killed(1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_and_paused_on_a_cluster_of_three_servers_a_cell_loses_doubles_and_forgets_nothing() -> Result<()> {
+    cell_that_is_killed(3).await
+}
+
+async fn cell_that_is_killed(servers: usize) -> Result<()> {
+    let _one_at_a_time = ONE_AT_A_TIME.lock().await;
     if nats_server().is_none() {
         eprintln!("skipped: no nats-server (NATS_SERVER, PATH or .tools); `make test` unpacks one");
         return Ok(());
     }
-    let _one_at_a_time = ONE_AT_A_TIME.lock().await;
     let (kills, swaps, seed) = (number("KILLS", 3)?, number("SWAPS", 3)?, number("SEED", 1)?);
-    eprintln!("SEED={seed} KILLS={kills} SWAPS={swaps}: {kills} kills each of processor, broker and agent, {swaps} pauses of the active processor");
+    eprintln!(
+        "SEED={seed} KILLS={kills} SWAPS={swaps}: {kills} kills each of processor, broker ({servers} servers) and agent, {swaps} pauses of the active processor"
+    );
     let began = Instant::now();
     let folder = tempfile::tempdir()?;
-    let result = run(folder.path(), kills, swaps, seed).await;
+    let result = run(folder.path(), servers, &acts(kills, swaps, &mut Rng::new(seed)), seed).await;
     if result.is_err() && std::env::var_os("KEEP").is_some() {
         eprintln!("kept: {}", folder.keep().display());
     }
@@ -87,19 +99,18 @@ async fn killed_and_paused_at_random_moments_a_cell_loses_doubles_and_forgets_no
     result.with_context(|| format!("SEED={seed} KILLS={kills} SWAPS={swaps} make kills"))
 }
 
-async fn run(folder: &std::path::Path, kills: u64, swaps: u64, seed: u64) -> Result<()> {
-    let mut rng = Rng::new(seed);
-    let acts = acts(kills, swaps, &mut rng);
-    let cell = Cell::start(folder, FLEET, Broker { sync_interval: None, store: &folder.join("nats") }).await?;
+async fn run(folder: &std::path::Path, servers: usize, acts: &[Act], seed: u64) -> Result<()> {
+    let cell = Cell::start(folder, FLEET, Broker { sync_interval: None, store: &folder.join("nats"), servers }).await?;
     cell.control(&json!({ "type": "enrol", "hosts": [] })).await?;
     cell.control(&json!({ "type": "settings", "late_part_ms": LATE_PART_MS })).await?;
     let out = Arc::new(Witness::start(&cell.url, OUT, |subject| subject.contains(".out.decision.") || subject.contains(".out.lease.")));
     let tenant = Tenant::start(&cell.url, out.clone(), seed);
     let (log, acks) = (Witness::start(&cell.url, LOG, is_tick), Acks::start(&cell.url, |_| false));
-    let mut stage = Stage { cell, log, out, acks, stalls: Stalls::watch(), rng, take_overs: Vec::new(), killed: BTreeMap::new() };
+    let (rng, take_overs, killed) = (Rng::new(seed), Vec::new(), BTreeMap::new());
+    let mut stage = Stage { cell, servers, log, out, acks, stalls: Stalls::watch(), rng, take_overs, killed };
 
     let patience = Duration::from_secs(60) + ACT_MAX * u32::try_from(acts.len())?;
-    timeout(patience, stage.play(&acts)).await.with_context(|| format!("not through after {patience:?}"))??;
+    timeout(patience, stage.play(acts)).await.with_context(|| format!("not through after {patience:?}"))??;
     let outcome = stage.calm_down(tenant).await?;
     stage.judge(&outcome).await?;
     stage.cell.stop().await
@@ -118,7 +129,8 @@ impl Stage {
             match act {
                 Act::Swap => self.swap().await,
                 Act::KillActive | Act::KillStandby | Act::KillBoth | Act::KillNats | Act::KillAgent => {
-                    self.kill(act.kills(active(&self.log)?.0)).await
+                    let server = self.rng.below(self.servers as u64) as usize;
+                    self.kill(act.kills(active(&self.log)?.0, server)).await
                 }
             }
             .with_context(|| format!("act {done}: {act}"))?;

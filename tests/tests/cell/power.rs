@@ -23,7 +23,7 @@ use plimsoll_tests::cell::ledger::Ledger;
 use plimsoll_tests::cell::numbering::Numbering;
 use plimsoll_tests::cell::tenant::{Sent, Tenant};
 use plimsoll_tests::cell::witness::{Message, Witness, hash_of, hashes_agree};
-use plimsoll_tests::cell::{Broker, Cell, Fleet, LOG, OUT, Part, REPLICAS};
+use plimsoll_tests::cell::{Broker, Cell, Fleet, LOG, OUT, Part, REPLICAS, connect};
 use plimsoll_tests::oracle::Oracle;
 use plimsoll_tests::pipeline::{eventually, nats_server};
 use plimsoll_tests::sim::rng::Rng;
@@ -82,7 +82,7 @@ async fn cell_that_loses_power(sync_interval: &str) -> Result<Option<u64>> {
 
 /// Returns how many acknowledged messages the cuts have taken.
 async fn run(folder: &Path, disk: Disk, sync_interval: &str, cuts: u64, seed: u64) -> Result<u64> {
-    let broker = Broker { sync_interval: Some(sync_interval), store: &disk.path().join("nats") };
+    let broker = Broker { sync_interval: Some(sync_interval), store: &disk.path().join("nats"), servers: 1 };
     let cell = Cell::start(folder, FLEET, broker).await?;
     cell.control(&json!({ "type": "enrol", "hosts": [] })).await?;
     cell.control(&json!({ "type": "settings", "late_part_ms": LATE_PART_MS })).await?;
@@ -126,7 +126,7 @@ impl Stage {
 
     /// Cuts the power of the broker and starts it again on what its disk holds.
     async fn cut(&mut self) -> Result<()> {
-        let broker = self.cell.keeper(Part::Nats);
+        let broker = self.cell.keeper(Part::Nats(0));
         broker.signal_alive(Signal::SIGSTOP).await?;
         let reached = self.disk.what_has_reached_it()?;
         let life = broker.kill(UNTIL_TOLD).await?;
@@ -138,7 +138,7 @@ impl Stage {
         self.log.went_back(false);
         self.out.went_back(true);
         let back = Instant::now();
-        self.cell.keeper(Part::Nats).go_on();
+        self.cell.keeper(Part::Nats(0)).go_on();
         let mut gone = BTreeMap::new();
         for stream in [LOG, OUT] {
             let acknowledged = heard.acknowledged_in(stream);
@@ -249,7 +249,7 @@ impl Stage {
 
 /// How many of the acknowledged messages (sequence, hash) stand in a stream: those up to some place.
 async fn stand(url: &str, stream: &str, acknowledged: &[(u64, u64)]) -> Result<usize> {
-    let jetstream = jetstream::new(async_nats::connect(url).await?);
+    let jetstream = jetstream::new(connect(url).await?);
     let stream = match jetstream.get_stream(stream).await {
         Ok(stream) => stream,
         Err(error) if matches!(error.kind(), GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND) => {
