@@ -17,6 +17,8 @@ use crate::archive::{Archive, Error, hash};
 
 /// Version of the manifests written here.
 pub const VERSION: u32 = 1;
+/// An empty file in each folder: whoever put it there writes the others.
+const CLAIM: &str = "claimed";
 /// Files that no manifest names are deleted when they are older than this: before, they may be somebody's who is not done.
 const ORPHAN_AGE_NS: i64 = 3_600 * NS_PER_S;
 
@@ -192,31 +194,33 @@ impl Checkpoints {
         }
     }
 
-    /// Copies under the first number of the position that nobody has used: the first file claims it.
+    /// Copies into a folder of its own.
     async fn copy(&self, from: &File, names: &[String], position: Position, claimed: &mut Option<Path>) -> Result<(String, Vec<Copied>), Error> {
-        let mut n = 0;
+        let folder = claimed.insert(self.claim(position).await?);
         let mut files = Vec::new();
         for name in names {
             let local = from.join(name);
             let bytes = tokio::fs::read(&local).await.map_err(|error| Error::Local { path: local.clone(), detail: error.to_string() })?;
             let bytes = Bytes::from(bytes);
-            loop {
-                let folder = self.folder().join(format!("{}-{n}", name_of(position)));
-                let path = folder.clone().join(name.as_str());
-                match self.archive.put_new(&path, bytes.clone()).await {
-                    Ok(()) => *claimed = Some(folder),
-                    Err(object_store::Error::AlreadyExists { .. }) if claimed.is_none() => {
-                        n += 1;
-                        continue;
-                    }
-                    Err(error) => return Err(Error::store(&path, error)),
-                }
-                break;
-            }
+            let path = folder.clone().join(name.as_str());
+            self.archive.put_new(&path, bytes.clone()).await.map_err(|error| Error::store(&path, error))?;
             files.push(Copied { name: name.clone(), bytes: bytes.len() as u64, hash: hash(&bytes) });
         }
-        let folder = claimed.as_ref().map(Path::to_string).ok_or_else(|| Error::Local { path: from.to_owned(), detail: "no files".to_owned() })?;
-        Ok((folder, files))
+        Ok((folder.to_string(), files))
+    }
+
+    /// The first folder of a position that nobody has used. A name of its own claims it: two stores of the same state have different files.
+    async fn claim(&self, position: Position) -> Result<Path, Error> {
+        let mut n = 0;
+        loop {
+            let folder = self.folder().join(format!("{}-{n}", name_of(position)));
+            let claim = folder.clone().join(CLAIM);
+            match self.archive.put_new(&claim, Bytes::new()).await {
+                Ok(()) => return Ok(folder),
+                Err(object_store::Error::AlreadyExists { .. }) => n += 1,
+                Err(error) => return Err(Error::store(&claim, error)),
+            }
+        }
     }
 
     async fn commit(&self, checkpoint: Checkpoint) -> Result<Checkpoint, Error> {

@@ -351,6 +351,22 @@ async fn a_checkpoint_comes_back_as_it_was_and_a_position_has_only_one() {
 }
 
 #[tokio::test]
+async fn of_two_replicas_that_make_the_same_checkpoint_one_has_made_it() {
+    let (_folder, archive) = folder();
+    let checkpoints = Checkpoints::of(&archive);
+    // The same state in other files: the first of one is the second of the other.
+    let (one, two) = (state(), state());
+    fs::write(one.path().join("000005.sst"), [5; 1_000]).expect("writable");
+    for sequence in 1..=20 {
+        let (first, second) = tokio::join!(checkpoints.put(one.path(), about(sequence)), checkpoints.put(two.path(), about(sequence)));
+        let (made, refused) = if first.is_ok() { (first, second) } else { (second, first) };
+        assert!(matches!(refused, Err(Error::CheckpointTaken { .. })), "{refused:?}");
+        let into = tempfile::tempdir().expect("a folder");
+        checkpoints.load(&made.expect("one of them"), into.path()).await.expect("whole");
+    }
+}
+
+#[tokio::test]
 async fn only_the_newest_checkpoints_are_kept_and_unfinished_ones_go_after_an_hour() {
     let (folder, archive) = folder();
     let (checkpoints, state) = (Checkpoints::of(&archive), state());
