@@ -35,7 +35,7 @@ kills: build
 	KILLS="$(if $(KILLS),$(KILLS),200)" SWAPS="$(if $(SWAPS),$(SWAPS),100)" cargo test --workspace --locked -- killed_and_paused_at --nocapture
 
 power: build
-	CUTS="$(if $(CUTS),$(CUTS),10)" cargo test --workspace --locked -- power:: --nocapture
+	CUTS="$(if $(CUTS),$(CUTS),10)" cargo test --workspace --locked -- power --nocapture
 
 # One command for everything, so that all crates share one set of features and nothing is built twice.
 build: tools

@@ -52,6 +52,8 @@ const CHUNK_ROWS: usize = 4_096;
 const CHUNK_PERIOD: Duration = Duration::from_millis(100);
 /// A quiet tail says that it lives after this many periods.
 const BEAT_PERIODS: u32 = 5;
+/// How long OUT may take to confirm the last outputs when this is told to stop.
+const STOP_OUT_MAX: Duration = Duration::from_secs(3);
 /// How long the last seal may take.
 const STOP_SEAL_MAX: Duration = Duration::from_secs(6);
 
@@ -59,7 +61,7 @@ const STOP_SEAL_MAX: Duration = Duration::from_secs(6);
 enum Input {
     /// Records of the log, in order.
     Log(Batch),
-    /// The reader has ended.
+    /// The reader has ended: there is no more of this log.
     LogEnded,
     /// OUT took more, so the publisher has room.
     Acked,
@@ -119,6 +121,8 @@ pub struct Wires {
     pub metrics: Metrics,
     /// Name of this replica.
     pub replica: String,
+    /// Cancelled when OUT holds something else than was folded since the last commit: that must not be committed.
+    pub void: CancellationToken,
 }
 
 /// The loop.
@@ -140,6 +144,8 @@ pub struct Engine {
     fresh: Vec<PlacedRow>,
     quiet_periods: u32,
     committed: Position,
+    /// Cancelled when a commit must not wait for OUT any more.
+    hurry: CancellationToken,
     committing: Option<Committing>,
     records_since_commit: u64,
     prune: Option<Position>,
@@ -177,6 +183,7 @@ impl Engine {
             fresh: Vec::new(),
             quiet_periods: 0,
             committed: mark.position,
+            hurry: CancellationToken::new(),
             committing: None,
             records_since_commit: 0,
             prune: None,
@@ -201,7 +208,16 @@ impl Engine {
                 Input::ChunkDue => self.chunk_due(),
                 Input::CommitDue => self.start_commit(),
                 Input::SealDue => self.seal_wanted = true,
-                Input::Stop | Input::LogEnded => return self.stop().await,
+                Input::Stop => {
+                    self.fold_the_rest()?;
+                    self.wait_for_out().await;
+                    return self.stop().await;
+                }
+                Input::LogEnded => {
+                    // What was folded of a log that is gone cannot be folded again.
+                    self.hurry.cancel();
+                    return self.stop().await;
+                }
             }
             self.offer();
             self.commit_or_seal_if_due();
@@ -411,6 +427,9 @@ impl Engine {
     }
 
     /// Starts one commit of everything folded so far, unless one is under way or nothing is new.
+    ///
+    /// It is written once all its outputs stand in OUT. So a state that is committed never speaks of anything else than OUT does, and where the
+    /// log has lost records that OUT tells of, everybody can go on from the last commit.
     fn start_commit(&mut self) {
         if self.committing.is_some() || self.mark.position == self.committed {
             return;
@@ -423,7 +442,8 @@ impl Engine {
         let (position, counted) = (commit.position, chunks.len());
         let forget = (self.prune.take(), self.wires.acked.borrow().saturating_sub(OUTPUTS_KEPT));
         let store = self.wires.store.clone();
-        let task = tokio::task::spawn_blocking(move || {
+        let stands = stands(self.wires.acked.clone(), commit.out_seq, self.hurry.clone(), self.wires.void.clone());
+        let write = move || {
             let rows = chunks.iter().flat_map(|chunk| &chunk.rows);
             store.commit(&commit, &entries, rows, outputs.iter().map(|output| &**output))?;
             if let (Some(up_to), _) = forget {
@@ -433,6 +453,11 @@ impl Engine {
                 store.prune_outputs(forget.1)?;
             }
             Ok(())
+        };
+        let task = tokio::spawn(async move {
+            stands.await?;
+            let writing = tokio::task::spawn_blocking(write);
+            writing.await.unwrap_or_else(|error| Err(Error::PartEnded { part: "the commit", detail: error.to_string() }))
         });
         self.records_since_commit = 0;
         self.committing = Some(Committing { task, position, chunks: counted, began: Instant::now() });
@@ -452,11 +477,39 @@ impl Engine {
         Ok(())
     }
 
-    /// Folds what was already read, commits and seals it, and lets the publisher finish by closing its queue.
-    async fn stop(mut self) -> Result<(), Error> {
+    /// Folds what was already read, and nothing more.
+    fn fold_the_rest(&mut self) -> Result<(), Error> {
         self.wires.log.close();
-        while let Some(batch) = self.wires.log.recv().await {
+        while let Ok(batch) = self.wires.log.try_recv() {
             self.fold(batch)?;
+        }
+        Ok(())
+    }
+
+    /// Gives every output to the publisher and waits until it stands; where OUT does not confirm in time, the rest is not committed.
+    async fn wait_for_out(&mut self) {
+        let confirmed = async {
+            for output in std::mem::take(&mut self.outbox) {
+                self.wires.out.send(output).await.ok()?;
+            }
+            let out_seq = self.out_seq;
+            self.wires.acked.wait_for(|&acked| acked >= out_seq).await.ok().map(|_| ())
+        };
+        if tokio::time::timeout(STOP_OUT_MAX, confirmed).await.ok().flatten().is_none() {
+            tracing::warn!("OUT did not confirm everything in time: the next start goes on from an older commit and folds the rest again");
+            self.wires.void.cancel();
+        }
+    }
+
+    /// Commits and seals what was folded, and lets the publisher finish by closing its queue.
+    async fn stop(mut self) -> Result<(), Error> {
+        self.fold_the_rest()?;
+        if self.wires.void.is_cancelled() {
+            if let Some(committing) = self.committing.take() {
+                // It is being written, or is not written at all.
+                let _ = committing.task.await;
+            }
+            return Ok(());
         }
         while self.committing.is_some() || self.committed < self.mark.position {
             self.start_commit();
@@ -502,6 +555,22 @@ impl Beats {
             beat
         };
         Self { chunk: beat(CHUNK_PERIOD), commit: beat(commit_every), seal: beat(seal_every) }
+    }
+}
+
+/// Waits until OUT is right up to an output, or until it need not be. Errors where it never will be.
+async fn stands(mut acked: watch::Receiver<u64>, out_seq: u64, hurry: CancellationToken, void: CancellationToken) -> Result<(), Error> {
+    let confirmed = async {
+        if acked.wait_for(|&acked| acked >= out_seq).await.is_err() {
+            // The publisher has ended: whoever ended it says what is to become of this.
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = void.cancelled() => Err(Error::PartEnded { part: "the commit", detail: "OUT holds something else".to_owned() }),
+        () = confirmed => Ok(()),
+        () = hurry.cancelled() => Ok(()),
     }
 }
 

@@ -1,20 +1,22 @@
-//! The log was replaced: recreated, restored from an old copy, or its sequences were given to other messages. Nobody decides anything until
-//! one record of the new log says where everybody goes on.
+//! The log was replaced: recreated, restored from an old copy, or its sequences were given to other messages. Or it has lost records that OUT
+//! tells of and nobody has folded them to a commit: then OUT shows something else than the log makes. Nobody decides anything until one record
+//! of the new log says where everybody goes on.
 //!
 //! The record names a state (the last commit of the replica that wrote it, which stands in the archive as a checkpoint), how far the new
 //! log is still the one that was folded, and the decisions in OUT that this state has not made. It is appended by compare-and-set, so there
 //! is one per replacement. Records behind that place are folded under the new epoch; what was counted before is recognised by its host's
 //! numbers and its request's id.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use async_nats::jetstream::stream::{LastRawMessageErrorKind, RawMessageErrorKind};
 use plimsoll_archive::{Archive, Checkpoints};
 use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::control::NewEpoch;
 use plimsoll_schemas::id::{LogEpoch, Position};
-use plimsoll_schemas::out::{CloudEvent, Payload};
+use plimsoll_schemas::out::{CloudEvent, Output, Payload};
 use plimsoll_schemas::record::{Body, decode};
 use plimsoll_schemas::subject::LogSubject;
 
@@ -71,29 +73,44 @@ impl Bisect {
     }
 }
 
-/// What to say in the new log: go on from this state, behind `after`, with what stands in OUT.
-pub fn proposal(state: &State, after: u64, out_seq: u64, standing: Vec<CloudEvent>) -> NewEpoch {
-    let adopted = standing.into_iter().filter(|event| matches!(event.data, Payload::Decided(_) | Payload::Distributed(_) | Payload::Lease(_)));
-    NewEpoch {
-        epoch: LogEpoch(state.position().epoch.0 + 1),
-        base: state.position(),
-        base_hash: written(state.hash()),
-        after,
-        out_seq,
-        adopted: adopted.collect(),
-    }
+/// What to say in the new log: go on from this state, behind `after`, with what stands in OUT. Errors with what stands there and is no event.
+pub fn proposal(state: &State, after: u64, out_seq: u64, standing: &[Output]) -> Result<NewEpoch, String> {
+    let event = |output: &Output| {
+        serde_json::from_slice::<CloudEvent>(&output.bytes)
+            .map_err(|error| format!("{} is {}: {error}", output.out_seq, String::from_utf8_lossy(&output.bytes)))
+    };
+    let mut adopted = standing.iter().map(event).collect::<Result<Vec<_>, _>>()?;
+    adopted.retain(|event| matches!(event.data, Payload::Decided(_) | Payload::Distributed(_) | Payload::Lease(_)));
+    let (base, base_hash) = (state.position(), written(state.hash()));
+    Ok(NewEpoch { epoch: LogEpoch(base.epoch.0 + 1), base, base_hash, after, out_seq, adopted })
+}
+
+/// What stands in OUT under a number.
+pub fn standing_output(out_seq: u64, position: Position, subject: &str, payload: &[u8]) -> Output {
+    let event = serde_json::from_slice::<serde_json::Value>(payload).unwrap_or_default();
+    let id = event["id"].as_str().unwrap_or_default().to_owned();
+    Output { out_seq, position, subject: subject.to_owned(), id, bytes: payload.to_vec() }
 }
 
 /// Goes on in a log that was replaced. `leads` = this replica was the active one; another waits a little for the active one's word first.
-pub async fn settle(config: &Config, streams: &Streams, restored: Restored, leads: bool) -> Result<Restored, Error> {
+/// `differs` = the log seems to be the one that was folded, and OUT shows something else than it makes. Errors with it, where the active
+/// replica goes on without a word: then it is this one that is wrong.
+pub async fn settle(config: &Config, streams: &Streams, restored: Restored, leads: bool, differs: Option<Error>) -> Result<Restored, Error> {
     let mut waited = if leads { SILENCE } else { Duration::ZERO };
     let mut restored = restored;
+    let mut differs = differs.filter(|_| !leads);
+    let ticked = newest_tick(config, streams).await?;
     loop {
         let (newest, sequence) = newest(config, streams).await?;
         if let Some(new) = newest.filter(|new| new.epoch > restored.mark.position.epoch) {
             return begin(config, streams, restored, &new).await;
         }
         if waited >= SILENCE {
+            if let Some(differs) = differs.take()
+                && newest_tick(config, streams).await? > ticked
+            {
+                return Err(differs.refutes("this replica"));
+            }
             restored = propose(config, streams, restored, sequence).await?;
         }
         tokio::time::sleep(LOOK).await;
@@ -104,6 +121,15 @@ pub async fn settle(config: &Config, streams: &Streams, restored: Restored, lead
 /// Whether the log says to go on in a newer epoch than this state's.
 pub async fn is_behind(config: &Config, streams: &Streams, at: Position) -> Result<bool, Error> {
     Ok(newest(config, streams).await?.0.is_some_and(|new| new.epoch > at.epoch))
+}
+
+/// Where the newest tick stands (0 = there is none).
+async fn newest_tick(config: &Config, streams: &Streams) -> Result<u64, Error> {
+    match streams.log.get_last_raw_message_by_subject(&LogSubject::Tick.to_subject(&config.cell)).await {
+        Ok(message) => Ok(message.sequence),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(0),
+        Err(error) => Err(failed(streams, "reading the newest tick", error.to_string())),
+    }
 }
 
 /// The newest word about where to go on, and the sequence it stands at (0 = there is none).
@@ -125,8 +151,11 @@ async fn propose(config: &Config, streams: &Streams, restored: Restored, newest:
     let archive = restore::archive(config)?;
     checkpoint::take(&archive, &restored.store, &config.state_path(), &config.cell, &config.replica()).await.map_err(Error::Checkpoint)?;
     let after = same_up_to(streams, &restored).await?;
-    let (out_seq, standing) = standing(streams, restored.state.summary().out_seq).await?;
-    let new = proposal(&restored.state, after, out_seq, standing);
+    let known = restored.state.summary().out_seq;
+    let out_seq = last_of_out(streams).await?.max(known);
+    let standing = standing(streams, restored.mark.position, known + 1..=out_seq).await?;
+    let strange = |detail| out_failed(streams, "reading an event", detail);
+    let new = proposal(&restored.state, after, out_seq, &standing).map_err(strange)?;
     tracing::error!(epoch = new.epoch.0, base = %new.base, after, adopted = new.adopted.len(), "the log was replaced: everybody goes on from this state");
     let payload = serde_json::to_vec(&new).expect("an epoch is plain data");
     let message = PublishMessage::build().payload(payload.into()).expected_last_subject_sequence(newest);
@@ -157,20 +186,22 @@ async fn same_up_to(streams: &Streams, restored: &Restored) -> Result<u64, Error
     Ok(bisect.same_up_to().unwrap_or(0).max(first - 1))
 }
 
-/// Where OUT ends, and every event in it behind `known`.
-async fn standing(streams: &Streams, known: u64) -> Result<(u64, Vec<CloudEvent>), Error> {
-    let name = || streams.out.cached_info().config.name.clone();
-    let failed = |what, detail: String| Error::Stream { stream: name(), what, detail };
-    let last = streams.out.get_info().await.map_err(|error| failed("asking for it", error.to_string()))?.state.last_sequence;
-    let mut events = Vec::new();
-    for sequence in known + 1..=last {
-        let message = streams.out.get_raw_message(sequence).await.map_err(|error| failed("reading what stands there", error.to_string()))?;
-        events.push(
-            serde_json::from_slice(&message.payload)
-                .map_err(|error| failed("reading an event", format!("{sequence} is {}: {error}", String::from_utf8_lossy(&message.payload))))?,
-        );
+async fn last_of_out(streams: &Streams) -> Result<u64, Error> {
+    let info = streams.out.get_info().await.map_err(|error| out_failed(streams, "asking for it", error.to_string()))?;
+    Ok(info.state.last_sequence)
+}
+
+/// What stands in OUT under these numbers; what retention has taken is left out.
+async fn standing(streams: &Streams, position: Position, numbers: RangeInclusive<u64>) -> Result<Vec<Output>, Error> {
+    let mut standing = Vec::new();
+    for out_seq in numbers {
+        match streams.out.get_raw_message(out_seq).await {
+            Ok(message) => standing.push(standing_output(out_seq, position, &message.subject, &message.payload)),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {}
+            Err(error) => return Err(out_failed(streams, "reading what stands there", error.to_string())),
+        }
     }
-    Ok((last.max(known), events))
+    Ok(standing)
 }
 
 /// Goes on where the record says, from the own state if it is the one, else from its checkpoint.
@@ -190,7 +221,10 @@ async fn begin(config: &Config, streams: &Streams, restored: Restored, new: &New
     };
     tracing::warn!(epoch = new.epoch.0, base = %new.base, after = new.after, "going on in the new log");
     let new = new.clone();
-    restore::blocking(move || enter(restored, mark, &new)).await
+    // Kept as if this state had made them: OUT may go back and need them again.
+    let known = restored.state.summary().out_seq;
+    let adopted = standing(streams, mark.position, known + 1..=new.out_seq).await?;
+    restore::blocking(move || enter(restored, mark, &new, &adopted)).await
 }
 
 /// The hash of the message at a sequence; 0 where there is none.
@@ -207,6 +241,9 @@ async fn hash_at(streams: &Streams, sequence: u64) -> Result<u64, Error> {
 
 /// The state that the record names, from its checkpoint; or a newer one that has gone on from there.
 async fn base(config: &Config, own: Restored, new: &NewEpoch) -> Result<Restored, Error> {
+    if new.base == Position::default() {
+        return restore::anew(config, own).await;
+    }
     let archive: Archive = restore::archive(config)?;
     let positions = checkpoint::list(&archive).await.map_err(Error::Checkpoint)?;
     let fits = |position: &&Position| **position == new.base || position.epoch >= new.epoch;
@@ -219,13 +256,17 @@ async fn base(config: &Config, own: Restored, new: &NewEpoch) -> Result<Restored
 }
 
 /// Begins the epoch in the state and commits that.
-fn enter(restored: Restored, mark: Mark, new: &NewEpoch) -> Result<Restored, Error> {
+fn enter(restored: Restored, mark: Mark, new: &NewEpoch, adopted: &[Output]) -> Result<Restored, Error> {
     let Restored { store, mut state, commit, .. } = restored;
     let mut effects = Effects::default();
     state.begin_epoch(new, &mut effects)?;
     let commit = mark.commit(&state, commit.and_then(|commit| commit.sealed));
-    store.commit(&commit, &state.take_dirty(), &effects.rows, [])?;
+    store.commit(&commit, &state.take_dirty(), &effects.rows, adopted)?;
     Ok(Restored { store, state, mark, commit: Some(commit) })
+}
+
+fn out_failed(streams: &Streams, what: &'static str, detail: String) -> Error {
+    Error::Stream { stream: streams.out.cached_info().config.name.clone(), what, detail }
 }
 
 fn failed(streams: &Streams, what: &'static str, detail: String) -> Error {

@@ -87,8 +87,10 @@ pub enum Error {
     /// A state that should begin a log epoch is another one.
     #[error(transparent)]
     AnotherBase(#[from] plimsoll_fold::epoch::AnotherBase),
-    /// OUT does not hold what the fold produced.
-    #[error("output {out_seq} stands in {stream} as {found}, the fold produced {produced}: one of them is wrong, nothing more is published")]
+    /// OUT does not hold what the fold produced since the last commit.
+    #[error(
+        "output {out_seq} stands in {stream} as {found}, the fold produced {produced}: what was folded since the last commit is not what was published"
+    )]
     OutDiffers {
         /// Which stream.
         stream: String,
@@ -98,6 +100,23 @@ pub enum Error {
         found: String,
         /// What was produced.
         produced: String,
+    },
+    /// OUT does not hold what was committed, or what the active replica has published is not what this one folds.
+    #[error(
+        "output {out_seq} stands in {stream} as {found}, {by} produced {produced}: one of them is wrong, nothing more is published; \
+         see `plimsoll verify`, then move the data folder away to start from a checkpoint"
+    )]
+    OutRefutes {
+        /// Which stream.
+        stream: String,
+        /// Which output.
+        out_seq: u64,
+        /// What stands.
+        found: String,
+        /// What was produced.
+        produced: String,
+        /// By whom.
+        by: &'static str,
     },
     /// OUT ends before the oldest output still kept.
     #[error(
@@ -269,8 +288,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// The same difference where going on from the last commit is no remedy.
+    pub fn refutes(self, by: &'static str) -> Self {
+        match self {
+            Self::OutDiffers { stream, out_seq, found, produced } => Self::OutRefutes { stream, out_seq, found, produced, by },
+            other => other,
+        }
+    }
+
     /// Whether the remedy is to close everything and to open it again from the last commit.
     pub fn heals_by_reopening(&self) -> bool {
-        matches!(self, Self::OutWentBack { .. } | Self::LogReplaced { .. } | Self::BehindEpoch { .. })
+        matches!(self, Self::OutWentBack { .. } | Self::OutDiffers { .. } | Self::LogReplaced { .. } | Self::BehindEpoch { .. })
     }
 }

@@ -75,9 +75,13 @@ pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce
     let mut tail = bind("tail", config.tail).await?;
     let addresses = Addresses { http: address(&http, config.http)?, tail: address(&tail, config.tail)? };
     listening(addresses);
+    let mut cause = None;
     loop {
-        match run_once(&config, &stop, http, tail).await {
-            Err(error) if error.heals_by_reopening() && !stop.is_cancelled() => tracing::error!("{error}; opening everything again"),
+        match run_once(&config, &stop, http, tail, cause.take()).await {
+            Err(error) if error.heals_by_reopening() && !stop.is_cancelled() => {
+                tracing::error!("{error}; opening everything again");
+                cause = Some(error);
+            }
             outcome => return outcome,
         }
         http = bind("http", addresses.http).await?;
@@ -85,8 +89,8 @@ pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce
     }
 }
 
-/// Opens everything and runs until `stop` or until something is wrong.
-async fn run_once(config: &Config, stop: &CancellationToken, http: TcpListener, tail: TcpListener) -> Result<(), Error> {
+/// Opens everything and runs until `stop` or until something is wrong. `cause` = why everything is opened again.
+async fn run_once(config: &Config, stop: &CancellationToken, http: TcpListener, tail: TcpListener, cause: Option<Error>) -> Result<(), Error> {
     let (health, metrics) = (Health::default(), Metrics::default());
     let mut parts = Parts { reading: stop.child_token(), ..Parts::default() };
     let serving = health::serve(http, health.clone(), metrics.clone(), parts.closing.clone());
@@ -95,7 +99,7 @@ async fn run_once(config: &Config, stop: &CancellationToken, http: TcpListener, 
         async move { serving.await.map_err(|error| Error::PartEnded { part: "the HTTP server", detail: error.to_string() }) },
     );
     let opened = tokio::select! {
-        opened = open(config, health, metrics) => opened?,
+        opened = open(config, health, metrics, cause) => opened?,
         // Nothing was read yet, so giving up loses nothing.
         () = stop.cancelled() => return Ok(()),
     };
@@ -126,15 +130,22 @@ struct Opened {
 }
 
 /// Opens and checks, in the order of what depends on what.
-async fn open(config: &Config, health: Health, metrics: Metrics) -> Result<Opened, Error> {
+async fn open(config: &Config, health: Health, metrics: Metrics, cause: Option<Error>) -> Result<Opened, Error> {
     let streams = streams::open(config).await?;
     let mut restored = restore::open(config, &streams).await?;
     let reader_at = |mark| Reader::new(config.cell.clone(), streams.clone(), mark, health.clone(), metrics.clone());
     let mut reader = reader_at(restored.mark);
     let mut checked = reader.check().await;
-    if matches!(checked, Err(Error::LogReplaced { .. })) || epoch::is_behind(config, &streams, restored.mark.position).await? {
+    let replaced = matches!(checked, Err(Error::LogReplaced { .. })) || epoch::is_behind(config, &streams, restored.mark.position).await?;
+    let differs = cause.filter(|cause| !replaced && matches!(cause, Error::OutDiffers { .. }));
+    if let Some(Error::OutDiffers { out_seq, .. }) = &differs
+        && restored.commit.as_ref().is_some_and(|commit| commit.out_seq >= *out_seq)
+    {
+        return Err(differs.expect("just looked at").refutes("the committed state"));
+    }
+    if replaced || differs.is_some() {
         let leads = Ticker::leads(&config.cell, &config.replica(), &streams).await?;
-        restored = epoch::settle(config, &streams, restored, leads).await?;
+        restored = epoch::settle(config, &streams, restored, leads, differs).await?;
         reader = reader_at(restored.mark);
         checked = reader.check().await;
     }
@@ -207,7 +218,8 @@ fn connect(config: &Config, tail: TcpListener, opened: Opened, parts: &mut Parts
     });
     let serving = tail::serve(tail, Tail::new(config.cell.clone(), store.clone(), asks_sender, metrics.clone()), parts.closing.clone());
     parts.start("the tail", async move { serving.await.map_err(|error| Error::PartEnded { part: "the tail", detail: error.to_string() }) });
-    let wires = Wires { log, out, acked, active, said, asks, seals, repairs, store, health, metrics, replica: config.replica() };
+    let wires =
+        Wires { log, out, acked, active, said, asks, seals, repairs, store, health, metrics, replica: config.replica(), void: parts.void.clone() };
     parts.start(LOOP, Engine::new(start, wires).run(config.commit_interval(), config.seal_interval(), stop.clone()));
 }
 
@@ -223,6 +235,8 @@ fn address(listener: &TcpListener, asked: SocketAddr) -> Result<SocketAddr, Erro
 #[derive(Default)]
 struct Parts {
     all: JoinSet<(&'static str, Result<(), Error>)>,
+    /// Cancelled when what was folded since the last commit must not be committed.
+    void: CancellationToken,
     /// Cancelled when nothing more is to be read.
     reading: CancellationToken,
     /// Cancelled when the loop has ended: whoever only serves others goes then.
@@ -238,6 +252,9 @@ impl Parts {
     async fn watch(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         while let Some((part, outcome)) = self.next().await {
             if let Err(error) = outcome {
+                if matches!(error, Error::OutDiffers { .. }) {
+                    self.void.cancel();
+                }
                 if part != LOOP && error.heals_by_reopening() {
                     self.finish_loop().await;
                 }

@@ -44,7 +44,7 @@ pub struct Publisher {
 impl Publisher {
     /// A publisher that knows OUT to be right up to `standing`, and where to hear up to which output it is.
     pub fn new(streams: Streams, standing: u64, active: watch::Receiver<bool>, health: Health, metrics: Metrics) -> (Self, watch::Receiver<u64>) {
-        let (acked, heard) = watch::channel(0);
+        let (acked, heard) = watch::channel(standing);
         health.out_reachable(true);
         let mut chain = Chain::new(standing);
         chain.set_active(*active.borrow());

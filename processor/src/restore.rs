@@ -164,6 +164,18 @@ pub async fn take_over(config: &Config, own: Restored, found: &Checkpoint, loade
     .await
 }
 
+/// Puts our own store aside and begins without a state.
+pub async fn anew(config: &Config, own: Restored) -> Result<Restored, Error> {
+    let (path, cell) = (config.state_path(), config.cell.clone());
+    blocking(move || {
+        drop(own);
+        set_aside(&path)?;
+        std::fs::create_dir_all(&path).map_err(|detail| Error::Io { what: "creating", path: path.clone(), detail })?;
+        open_once(&path, &cell)
+    })
+    .await
+}
+
 /// Numbers what follows behind everything that stands in OUT, and commits that. The fold itself says which records are missing.
 async fn accept_loss(own: Restored, streams: &Streams) -> Result<Restored, Error> {
     let Restored { store, mut state, mark, commit } = own;

@@ -202,6 +202,53 @@ async fn a_log_restored_from_an_old_copy_goes_on_where_both_are_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_out_tells_of_and_the_log_has_lost_stands_and_nothing_is_decided_twice() {
+    // With a commit to go on from, and with none at all.
+    for commits in [true, false] {
+        let Some(mut broker) = Broker::start().await else { return };
+        let (data, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let never: &[&str] = &["--commit-interval-s", "3600"];
+        let mut processor = Processor::start(&broker, data.path(), if commits { &[] } else { never }).await;
+        processor.ready().await;
+        broker.control(&Control::Enrol { hosts: vec![] }).await;
+        broker.inventory().await;
+        let feed = broker.feed(1);
+        broker.request(&place(0)).await;
+        broker.outputs_of("plimsoll.place.decided.v1", 1).await;
+        if commits {
+            assert!(processor.stop().await.success());
+            processor = Processor::start(&broker, data.path(), never).await;
+            processor.ready().await;
+        }
+        broker.kill_and(|streams| copy_folder(&streams.join("PLIMSOLL_local_LOG"), copy.path())).await;
+        eventually("it is ready again", || async { processor.is_ready().await }).await;
+        broker.request(&place(1)).await;
+        broker.outputs_of("plimsoll.place.decided.v1", 2).await;
+        drop(feed);
+        processor.kill();
+        let standing = broker.out_bytes().await;
+        broker
+            .kill_and(|streams| {
+                let log = streams.join("PLIMSOLL_local_LOG");
+                std::fs::remove_dir_all(&log).unwrap();
+                copy_folder(copy.path(), &log);
+            })
+            .await;
+        let mut again = Processor::start(&broker, data.path(), never).await;
+        again.ready().await;
+        let feed = broker.feed(1_000);
+        broker.request(&place(2)).await;
+        broker.request(&place(1)).await;
+        broker.outputs_of("plimsoll.place.decided.v1", 3).await;
+        assert_eq!(again.epoch().await, Some(1), "commits: {commits}");
+        assert_eq!(broker.check_that_out_is_dense().await, [1, 2, 3], "commits: {commits}");
+        assert!(broker.out_bytes().await.starts_with(&standing), "what stood in OUT stands");
+        drop(feed);
+        assert!(again.stop().await.success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_output_in_out_stops_the_processor() {
     let Some(broker) = Broker::start().await else { return };
     let data = tempfile::tempdir().unwrap();

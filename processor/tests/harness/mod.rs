@@ -330,21 +330,11 @@ impl Processor {
     pub async fn start(broker: &Broker, data: &Path, flags: &[&str]) -> Self {
         let stderr = data.with_extension("stderr");
         let mut process = Command::new(env!("CARGO_BIN_EXE_plimsoll-processor"))
-            .args([
-                "--nats",
-                &broker.url,
-                "--http",
-                "127.0.0.1:0",
-                "--tail",
-                "127.0.0.1:0",
-                "--commit-interval-s",
-                "1",
-                "--log-bytes-max",
-                "1073741824",
-            ])
+            .args(["--nats", &broker.url, "--http", "127.0.0.1:0", "--tail", "127.0.0.1:0", "--log-bytes-max", "1073741824"])
             .arg("--data-dir")
             .arg(data)
             .args(flags)
+            .env("PLIMSOLL_COMMIT_INTERVAL_S", "1")
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&stderr).unwrap())
             .spawn()

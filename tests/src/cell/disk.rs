@@ -37,6 +37,11 @@ impl Disk {
         &self.mounted_at
     }
 
+    /// Lets everything reach it that was written so far: what was installed long ago is there.
+    pub fn sync(&self) -> Result<()> {
+        tell(Command::new("sync").arg("--file-system").arg(&self.mounted_at))
+    }
+
     /// Copies what has reached it. Nobody may write meanwhile.
     pub fn what_has_reached_it(&self) -> Result<PathBuf> {
         let copy = self.image.with_extension("cut");

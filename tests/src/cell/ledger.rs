@@ -87,6 +87,11 @@ impl Ledger {
     fn lease(&mut self, data: &Value) -> Result<()> {
         self.expired += u64::from(data["cause"] == "expired");
         let lease = data["lease_id"].as_str().context("lease_id")?;
+        if data["cause"] == "unknown_lease" {
+            // The answer to whoever gives back once more what has ended.
+            ensure!(!self.leases.contains_key(lease), "a lease that is held is said to be unknown");
+            return Ok(());
+        }
         if data["state"] != "ended" {
             ensure!(self.leases.contains_key(lease), "a lease that is not held");
             return Ok(());

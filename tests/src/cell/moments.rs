@@ -23,6 +23,8 @@ pub enum Act {
     KillNats,
     /// Kill the agent.
     KillAgent,
+    /// Cut the power of the machine that everything runs on.
+    CutPower,
     /// Pause the active processor until the other one has taken over, and some time more.
     Swap,
 }
@@ -35,6 +37,7 @@ impl fmt::Display for Act {
             Self::KillBoth => "killed both processors",
             Self::KillNats => "killed the broker",
             Self::KillAgent => "killed the agent",
+            Self::CutPower => "cut the power",
             Self::Swap => "paused the active processor",
         })
     }
@@ -49,6 +52,7 @@ impl Act {
             Self::KillBoth => vec![Part::Processor(0), Part::Processor(1)],
             Self::KillNats => vec![Part::Nats(server)],
             Self::KillAgent => vec![Part::Agent],
+            Self::CutPower => vec![Part::Nats(server), Part::Agent, Part::Processor(0), Part::Processor(1), Part::Query(0), Part::Query(1)],
             Self::Swap => vec![],
         }
     }

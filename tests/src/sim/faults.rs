@@ -51,6 +51,8 @@ pub enum Fault {
     TwoActive,
     /// A strange message stood in OUT.
     OutForeign,
+    /// OUT told of records that the log had lost and nobody had committed.
+    OutDiffered,
 }
 
 impl Fault {
@@ -79,6 +81,7 @@ impl Fault {
         Self::BrokerClockBack,
         Self::TwoActive,
         Self::OutForeign,
+        Self::OutDiffered,
     ];
 }
 

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail, ensure};
 use plimsoll_fold::{Effects, LOGIC, State};
-use plimsoll_processor::chain::{Chain, Do, Heard};
+use plimsoll_processor::chain::{Broken, Chain, Do, Heard};
 use plimsoll_processor::checks::{Checks, written};
-use plimsoll_processor::epoch::{Bisect, proposal};
+use plimsoll_processor::epoch::{Bisect, proposal, standing_output};
 use plimsoll_processor::follow::{Admitted, Arrived, Follow, Mark, Replaced, Shape};
 use plimsoll_processor::role::{Claim, Role, Seen};
 use plimsoll_schemas::control::{Check, NewEpoch, Tick};
@@ -51,6 +51,8 @@ pub struct Replica {
     pub process: Option<Process>,
     /// Frozen until then: nothing it would do happens.
     pub paused_until: Duration,
+    /// OUT has shown another output than the one made of this number, when the newest tick stood there.
+    differs: Option<(u64, u64)>,
 }
 
 /// What is in memory.
@@ -102,7 +104,7 @@ pub enum Started {
 impl Replica {
     /// One that was never started.
     pub fn new(cell: CellId, name: String) -> Self {
-        Self { cell, name, disk: Store::in_memory(), lineage: Vec::new(), process: None, paused_until: Duration::ZERO }
+        Self { cell, name, disk: Store::in_memory(), lineage: Vec::new(), process: None, paused_until: Duration::ZERO, differs: None }
     }
 
     /// Starts from what stands on its disk, else from the newest checkpoint. `patient` = where the log was replaced, another may speak first.
@@ -118,21 +120,29 @@ impl Replica {
         let newest = log.last_on(&subject).cloned();
         let said = newest.as_ref().map(|message| serde_json::from_slice::<NewEpoch>(&message.payload)).transpose()?;
         let said = said.filter(|new| new.epoch > mark.position.epoch);
+        let differs = self.differs.take();
+        let committed = self.disk.last_commit()?.map_or(0, |commit| commit.out_seq);
         if let Some(new) = said {
-            self.begin(&new, log, archive)?;
+            self.begin(&new, log, out, archive)?;
             (state, mark) = self.restore()?;
             follow = Follow::new(self.cell.clone(), mark);
             ensure!(same_log(&mut follow, log).is_ok(), "{}: the log is another one although its epoch was begun", self.name);
-        } else if same_log(&mut follow, log).is_err() {
-            let leads = self.newest_tick(log).is_none_or(|tick| tick.replica == self.name);
+        } else if same_log(&mut follow, log).is_err() || differs.is_some() {
+            ensure!(differs.is_none_or(|(out_seq, _)| out_seq > committed), "{}: OUT differs at {differs:?}, {committed} are committed", self.name);
+            let tick = self.newest_tick(log);
+            let leads = tick.as_ref().is_none_or(|tick| tick.replica == self.name);
             if patient && !leads {
+                self.differs = differs;
+                return Ok(Started::Waiting);
+            }
+            if !leads && differs.is_some_and(|(_, ticked)| tick.is_some_and(|tick| tick.sequence > ticked)) {
+                // The active replica goes on: then this one is wrong, ends, and is started again from its commit.
                 return Ok(Started::Waiting);
             }
             archive.insert(mark.position, (self.disk.copy_in_memory(), self.lineage.clone()));
-            let event =
-                |message: &Message| serde_json::from_slice(&message.payload).with_context(|| String::from_utf8_lossy(&message.payload).into_owned());
-            let standing = out.from(state.summary().out_seq + 1, usize::MAX).map(event);
-            let new = proposal(&state, self.same_up_to(mark, log)?, out.last().max(state.summary().out_seq), standing.collect::<Result<_, _>>()?);
+            let known = state.summary().out_seq;
+            let standing = standing(out, mark.position, known + 1, u64::MAX);
+            let new = proposal(&state, self.same_up_to(mark, log)?, out.last().max(known), &standing).map_err(anyhow::Error::msg)?;
             let conditions = Conditions { last_on_subject: Some(newest.map_or(0, |message| message.sequence)), ..Conditions::default() };
             log.append(now.broker_ns, &subject, &serde_json::to_vec(&new)?, &conditions).map_err(|wrong| anyhow::anyhow!("{wrong:?}"))?;
             return Ok(Started::Spoke);
@@ -190,24 +200,29 @@ impl Replica {
     }
 
     /// Goes on where the log says, from the own state if it is the one, else from its checkpoint.
-    fn begin(&mut self, new: &NewEpoch, log: &Stream, archive: &Checkpoints) -> Result<()> {
+    fn begin(&mut self, new: &NewEpoch, log: &Stream, out: &Stream, archive: &Checkpoints) -> Result<()> {
         let (state, _) = self.restore()?;
         if (state.position(), written(state.hash())) != (new.base, new.base_hash.clone()) {
             let mut fits = archive.iter().rev().filter(|(position, _)| **position == new.base || position.epoch >= new.epoch);
-            let (_, (store, lineage)) = fits.next().with_context(|| format!("no checkpoint of {}", new.base))?;
-            (self.disk, self.lineage) = (store.copy_in_memory(), lineage.clone());
+            (self.disk, self.lineage) = match fits.next() {
+                Some((_, (store, lineage))) => (store.copy_in_memory(), lineage.clone()),
+                None if new.base == Position::default() => (Store::in_memory(), Vec::new()),
+                None => bail!("no checkpoint of {}", new.base),
+            };
         }
         let (mut state, mark) = self.restore()?;
         if mark.position.epoch >= new.epoch {
             return Ok(());
         }
         let mut effects = Effects::default();
+        let known = state.summary().out_seq;
         state.begin_epoch(new, &mut effects)?;
         let at_mark = if new.after == 0 { 0 } else { log.get(new.after).map_or(0, |message| message.stored().hash()) };
         let position = Position { epoch: new.epoch, sequence: new.after };
         let mark = Mark { position, created_at_ns: log.created_at_ns, message_hash: at_mark, logged_at: mark.logged_at };
         let commit = mark.commit(&state, None);
-        self.disk.commit(&commit, &state.take_dirty(), &effects.rows, [])?;
+        let adopted = standing(out, mark.position, known + 1, new.out_seq);
+        self.disk.commit(&commit, &state.take_dirty(), &effects.rows, &adopted)?;
         self.lineage.push(Cause::Epoch(new.clone()));
         Ok(())
     }
@@ -217,9 +232,13 @@ impl Replica {
         self.process = None;
     }
 
-    /// Writes everything folded so far in one batch. The disk may fail it (and the process then ends), before or after it took the batch.
-    pub fn commit(&mut self) {
+    /// Writes everything folded so far in one batch, once its outputs stand in OUT or if it must be now. The disk may fail it (and the process
+    /// then ends), before or after it took the batch.
+    pub fn commit(&mut self, hurry: bool) {
         let Some(process) = &mut self.process else { return };
+        if process.chain.standing() < process.out_seq && !hurry {
+            return;
+        }
         let commit = process.follow.mark().commit(&process.state, None);
         let entries = process.state.take_dirty();
         let (rows, outputs) = (std::mem::take(&mut process.rows), std::mem::take(&mut process.outputs));
@@ -231,6 +250,12 @@ impl Replica {
         if written.is_err() {
             self.crash();
         }
+    }
+
+    /// OUT has shown something else than this made: what was folded since the last commit is void.
+    pub fn differs(&mut self, out_seq: u64, log: &Stream) {
+        self.differs = Some((out_seq, self.newest_tick(log).map_or(0, |tick| tick.sequence)));
+        self.crash();
     }
 
     /// Everything that made the state, committed or not.
@@ -379,14 +404,10 @@ impl Process {
         self.answers.push_back((attempt, if lost || unanswered { Heard::Failed } else { heard }));
     }
 
-    /// The next answer arrives. An error is what must not happen; `false` = everything has to be opened again.
-    pub fn answer(&mut self) -> Result<bool> {
-        let Some((attempt, heard)) = self.answers.pop_front() else { return Ok(true) };
-        match self.chain.heard(attempt, heard) {
-            Ok(()) => Ok(true),
-            Err(plimsoll_processor::chain::Broken::WentBack { .. }) => Ok(false),
-            Err(broken) => Err(broken).context("OUT"),
-        }
+    /// The next answer arrives; an error says why this cannot go on.
+    pub fn answer(&mut self) -> Result<(), Broken> {
+        let Some((attempt, heard)) = self.answers.pop_front() else { return Ok(()) };
+        self.chain.heard(attempt, heard)
     }
 
     /// Looks again where OUT ends.
@@ -423,6 +444,12 @@ impl Process {
 /// What a tick says, if it can be read.
 pub fn read_tick(payload: &[u8]) -> Option<Tick> {
     serde_json::from_slice(payload).ok()
+}
+
+/// What stands in OUT under these numbers.
+fn standing(out: &Stream, position: Position, from: u64, to: u64) -> Vec<Output> {
+    let there = out.from(from, usize::MAX).take_while(|message| message.sequence <= to);
+    there.map(|message| standing_output(message.sequence, position, &message.subject, &message.payload)).collect()
 }
 
 fn read(out: &Stream, out_seq: u64) -> Heard {

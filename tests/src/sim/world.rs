@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use plimsoll_processor::chain::Broken;
 use plimsoll_processor::role::Seen;
 use plimsoll_schemas::control::{Control, Tick};
 use plimsoll_schemas::id::{CellId, TenantId};
@@ -200,11 +201,10 @@ impl World {
             let kept = self.out.last() - self.rng.between(1, self.out.last().min(20));
             self.out.lose_behind(kept);
         }
-        // Outputs of records that are gone, made by a state that is gone too, cannot be told from strange ones: the processor then stops,
-        // because OUT differs. So the log is harmed only while every state knows all that was ever in OUT, and is committed.
-        let ever = self.seen_out.last_key_value().map_or(0, |(&sequence, _)| sequence).max(self.out.last());
-        let knows_out = |process: &Process| process.out_seq() >= ever;
-        let safe = self.is_settled() && self.replicas.iter().all(|replica| replica.process.as_ref().is_some_and(knows_out));
+        // If OUT and the log lose what nobody has committed, nobody can say it again: what was read from OUT is then another one. So the log is
+        // harmed only while OUT has back what it ever showed.
+        let ever = self.seen_out.last_key_value().map_or(0, |(&sequence, _)| sequence);
+        let safe = self.is_settled() && self.out.last() >= ever;
         if safe && self.log.last() > 0 && self.fault(Fault::LogWentBack, 2) {
             let kept = self.log.last() - self.rng.between(1, self.log.last().min(200));
             self.log.lose_behind(kept);
@@ -232,7 +232,6 @@ impl World {
     /// A log goes back or is another one only when its broker was away: every consumer is gone.
     fn everybody_reconnects(&mut self) {
         self.harmed_at = Some(self.now);
-        self.replicas.iter_mut().for_each(Replica::commit);
         self.replicas.iter_mut().filter_map(|replica| replica.process.as_mut()).for_each(Process::unsubscribe);
         // Hosts announce themselves each time they connect.
         let now_ns = self.true_ns();
@@ -371,7 +370,8 @@ impl World {
             process.unsubscribe();
         }
         if !process.is_subscribed() && !process.subscribe(log) {
-            self.replicas[number].commit();
+            // What was folded of a log that is gone cannot be folded again.
+            self.replicas[number].commit(true);
             self.replicas[number].crash();
             return Ok(());
         }
@@ -410,25 +410,37 @@ impl World {
         if before || after {
             self.replicas[number].disk.fail_next_write(after);
         }
-        self.replicas[number].commit();
+        self.replicas[number].commit(false);
     }
 
     fn talk_to_out(&mut self, number: usize) -> Result<()> {
         let Some(process) = &mut self.replicas[number].process else { return Ok(()) };
+        process.ask();
         if self.rng.chance(30) || !self.wild {
             process.look();
+            process.ask();
         }
-        process.ask();
         for _ in 0..process.owed() {
             let lost = self.fault(Fault::OutLost, 20);
             let unanswered = !lost && self.fault(Fault::OutAnswerLost, 20);
             let now_ns = self.broker_ns();
             let Some(process) = &mut self.replicas[number].process else { return Ok(()) };
             process.perform(&mut self.out, now_ns, lost, unanswered);
-            if (!self.wild || self.rng.chance(80)) && !process.answer()? {
-                // OUT went back: everything is opened again from the last commit.
-                self.replicas[number].crash();
-                return Ok(());
+            if !self.wild || self.rng.chance(80) {
+                match process.answer() {
+                    Ok(()) => {}
+                    Err(Broken::WentBack { .. }) => {
+                        self.replicas[number].commit(true);
+                        self.replicas[number].crash();
+                        return Ok(());
+                    }
+                    Err(Broken::Differs { out_seq, .. }) => {
+                        self.fired.count(Fault::OutDiffered);
+                        self.replicas[number].differs(out_seq, &self.log);
+                        return Ok(());
+                    }
+                    Err(broken @ Broken::Misplaced { .. }) => return Err(broken).context("OUT"),
+                }
             }
         }
         Ok(())

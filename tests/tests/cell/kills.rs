@@ -1,15 +1,19 @@
 //! A cell under load whose processors, broker and agent are killed at random moments, and whose active processor is paused until the other one
 //! takes over. Whoever reads the log and OUT from outside must not be able to tell.
 //!
+//! The same on three servers of the broker, and on a machine that loses its power: then everything goes on with what had reached the disk.
+//!
 //! `KILLS=n` kills of each part (default 3) and `SWAPS=n` pauses (default 3); `make kills` takes 200 and 100. `SEED=n` chooses what happens when.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use plimsoll_tests::cell::acks::{Acks, Overheard};
+use plimsoll_tests::cell::disk::Disk;
 use plimsoll_tests::cell::judge::{decisions_in_sql, windows_in_sql_agree};
 use plimsoll_tests::cell::keeper::BACK_OFF;
 use plimsoll_tests::cell::ledger::Ledger;
@@ -24,7 +28,7 @@ use plimsoll_tests::sim::rng::Rng;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use crate::{LATE_PART_MS, ONE_AT_A_TIME, active, now_ns, number, settle};
+use crate::{LATE_PART_MS, ONE_AT_A_TIME, UNTIL_TOLD, active, now_ns, number, settle};
 
 const FLEET: Fleet = Fleet { hosts: 32, gpus: 8, interval_ms: 1_000 };
 /// Longest pause between two acts, ms: long enough for a killed part to do real work again, short enough to be killed while it starts.
@@ -50,6 +54,7 @@ const PROGRESS_EVERY: usize = 50;
 struct Stage {
     cell: Cell,
     servers: usize,
+    disk: Option<Disk>,
     log: Witness,
     out: Arc<Witness>,
     acks: Acks,
@@ -69,51 +74,91 @@ struct Outcome {
     until_s: i64,
 }
 
+/// What the cell runs on.
+enum Machine {
+    /// One that keeps its power, with so many servers of the broker.
+    Steady { servers: usize },
+    /// One that loses it: everything stands on one disk, and the broker syncs each message.
+    LosesPower(Disk),
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_and_paused_at_random_moments_a_cell_loses_doubles_and_forgets_nothing() -> Result<()> {
-    cell_that_is_killed(1).await
+    killed_and_paused(1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_and_paused_on_a_cluster_of_three_servers_a_cell_loses_doubles_and_forgets_nothing() -> Result<()> {
-    cell_that_is_killed(3).await
+    killed_and_paused(3).await
 }
 
-async fn cell_that_is_killed(servers: usize) -> Result<()> {
+async fn killed_and_paused(servers: usize) -> Result<()> {
+    let (kills, swaps, seed) = (number("KILLS", 3)?, number("SWAPS", 3)?, number("SEED", 1)?);
+    eprintln!("{kills} kills each of processor, broker ({servers} servers) and agent, {swaps} pauses of the active processor");
+    let folder = tempfile::tempdir()?;
+    let acts = acts(kills, swaps, &mut Rng::new(seed));
+    let result = cell_to_which_the_worst_is_done(folder, Machine::Steady { servers }, &acts, seed).await;
+    result.with_context(|| format!("SEED={seed} KILLS={kills} SWAPS={swaps} make kills"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_machine_that_loses_its_power_a_cell_loses_doubles_and_forgets_nothing() -> Result<()> {
+    let (cuts, seed) = (number("CUTS", 1)?, number("SEED", 1)?);
+    let folder = tempfile::tempdir()?;
+    let disk = match Disk::new(folder.path()) {
+        Ok(disk) => disk,
+        Err(error) => {
+            eprintln!("skipped: no disk for the cell, which needs root, mkfs.ext4 and loop devices: {error:#}");
+            return Ok(());
+        }
+    };
+    eprintln!("{cuts} power cuts of the machine");
+    let acts = vec![Act::CutPower; usize::try_from(cuts)?];
+    let result = cell_to_which_the_worst_is_done(folder, Machine::LosesPower(disk), &acts, seed).await;
+    result.with_context(|| format!("SEED={seed} CUTS={cuts} make power"))
+}
+
+async fn cell_to_which_the_worst_is_done(folder: tempfile::TempDir, machine: Machine, acts: &[Act], seed: u64) -> Result<()> {
     let _one_at_a_time = ONE_AT_A_TIME.lock().await;
     if nats_server().is_none() {
         eprintln!("skipped: no nats-server (NATS_SERVER, PATH or .tools); `make test` unpacks one");
         return Ok(());
     }
-    let (kills, swaps, seed) = (number("KILLS", 3)?, number("SWAPS", 3)?, number("SEED", 1)?);
-    eprintln!(
-        "SEED={seed} KILLS={kills} SWAPS={swaps}: {kills} kills each of processor, broker ({servers} servers) and agent, {swaps} pauses of the active processor"
-    );
     let began = Instant::now();
-    let folder = tempfile::tempdir()?;
-    let result = run(folder.path(), servers, &acts(kills, swaps, &mut Rng::new(seed)), seed).await;
+    let result = run(folder.path(), machine, acts, seed).await;
     if result.is_err() && std::env::var_os("KEEP").is_some() {
         eprintln!("kept: {}", folder.keep().display());
     }
-    eprintln!("{:.0} s", began.elapsed().as_secs_f64());
-    result.with_context(|| format!("SEED={seed} KILLS={kills} SWAPS={swaps} make kills"))
+    eprintln!("SEED={seed}: {:.0} s", began.elapsed().as_secs_f64());
+    result
 }
 
-async fn run(folder: &std::path::Path, servers: usize, acts: &[Act], seed: u64) -> Result<()> {
-    let cell = Cell::start(folder, FLEET, Broker { sync_interval: None, store: &folder.join("nats"), servers }).await?;
+async fn run(folder: &Path, machine: Machine, acts: &[Act], seed: u64) -> Result<()> {
+    let (servers, disk, sync_interval) = match machine {
+        Machine::Steady { servers } => (servers, None, None),
+        Machine::LosesPower(disk) => (1, Some(disk), Some("always")),
+    };
+    let folder = disk.as_ref().map_or(folder, Disk::path);
+    let cell = Cell::start(folder, FLEET, Broker { sync_interval, store: &folder.join("nats"), servers }).await?;
+    if let Some(disk) = &disk {
+        disk.sync()?;
+    }
     cell.control(&json!({ "type": "enrol", "hosts": [] })).await?;
     cell.control(&json!({ "type": "settings", "late_part_ms": LATE_PART_MS })).await?;
     let out = Arc::new(Witness::start(&cell.url, OUT, |subject| subject.contains(".out.decision.") || subject.contains(".out.lease.")));
     let tenant = Tenant::start(&cell.url, out.clone(), seed);
     let (log, acks) = (Witness::start(&cell.url, LOG, is_tick), Acks::start(&cell.url, |_| false));
     let (rng, take_overs, killed) = (Rng::new(seed), Vec::new(), BTreeMap::new());
-    let mut stage = Stage { cell, servers, log, out, acks, stalls: Stalls::watch(), rng, take_overs, killed };
+    let mut stage = Stage { cell, servers, disk, log, out, acks, stalls: Stalls::watch(), rng, take_overs, killed };
 
     let patience = Duration::from_secs(60) + ACT_MAX * u32::try_from(acts.len())?;
     timeout(patience, stage.play(acts)).await.with_context(|| format!("not through after {patience:?}"))??;
     let outcome = stage.calm_down(tenant).await?;
     stage.judge(&outcome).await?;
-    stage.cell.stop().await
+    let Stage { cell, disk, .. } = stage;
+    cell.stop().await?;
+    drop(disk);
+    Ok(())
 }
 
 impl Stage {
@@ -128,6 +173,7 @@ impl Stage {
             tokio::time::sleep(Duration::from_millis(self.rng.between(200, PAUSE_MS_MAX))).await;
             match act {
                 Act::Swap => self.swap().await,
+                Act::CutPower => self.cut_power().await,
                 Act::KillActive | Act::KillStandby | Act::KillBoth | Act::KillNats | Act::KillAgent => {
                     let server = self.rng.below(self.servers as u64) as usize;
                     self.kill(act.kills(active(&self.log)?.0, server)).await
@@ -149,6 +195,25 @@ impl Stage {
         }
         let down = if self.rng.chance(DOWN_PERCENT) { Duration::from_millis(self.rng.below(DOWN_MS_MAX)) } else { BACK_OFF };
         self.cell.kill(&parts, down).await
+    }
+
+    /// Everything stops at one moment, and goes on with what had reached the disk by then.
+    async fn cut_power(&mut self) -> Result<()> {
+        let disk = self.disk.as_ref().context("a machine that loses its power")?;
+        self.cell.both_are_ready().await?;
+        let parts = Act::CutPower.kills(0, 0);
+        for &part in &parts {
+            *self.killed.entry(self.cell.keeper(part).name().to_owned()).or_default() += 1;
+            self.cell.keeper(part).signal_alive(Signal::SIGSTOP).await?;
+        }
+        let reached = disk.what_has_reached_it()?;
+        self.cell.kill(&parts, UNTIL_TOLD).await?;
+        disk.go_on_with(&reached).await?;
+        let back = Instant::now();
+        parts.iter().for_each(|&part| self.cell.keeper(part).go_on());
+        self.cell.both_are_ready().await?;
+        eprintln!("power cut; both replicas are ready again after {:.1} s", back.elapsed().as_secs_f64());
+        Ok(())
     }
 
     /// Pauses the active replica until the other one has taken over, and a while longer.

@@ -16,6 +16,8 @@ use tokio::time::timeout;
 
 /// A cell needs the machine for itself.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+/// A part is kept down until it is told to go on.
+const UNTIL_TOLD: Duration = Duration::from_secs(3_600);
 /// A late part of a window stays open for this long, ms.
 const LATE_PART_MS: u64 = 10_000;
 /// After so much calm every window that ends before it has closed, late parts included.

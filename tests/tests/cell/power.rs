@@ -30,13 +30,11 @@ use plimsoll_tests::sim::rng::Rng;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::{LATE_PART_MS, ONE_AT_A_TIME, now_ns, number, settle};
+use crate::{LATE_PART_MS, ONE_AT_A_TIME, UNTIL_TOLD, now_ns, number, settle};
 
 const FLEET: Fleet = Fleet { hosts: 8, gpus: 8, interval_ms: 1_000 };
 /// Between two cuts, ms: the file system writes by itself what is older than 30 s.
 const PAUSE_MS: (u64, u64) = (3_000, 45_000);
-/// A part is kept down until it is told to go on.
-const UNTIL_TOLD: Duration = Duration::from_secs(3_600);
 /// What a killed broker's connections still hold is heard after this long.
 const HEARD_OUT: Duration = Duration::from_millis(300);
 
