@@ -288,12 +288,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// The first output of which OUT shows something else than was folded.
+    pub fn differs_at(&self) -> Option<u64> {
+        if let Self::OutDiffers { out_seq, .. } = self { Some(*out_seq) } else { None }
+    }
+
     /// The same difference where going on from the last commit is no remedy.
     pub fn refutes(self, by: &'static str) -> Self {
-        match self {
-            Self::OutDiffers { stream, out_seq, found, produced } => Self::OutRefutes { stream, out_seq, found, produced, by },
-            other => other,
+        if let Self::OutDiffers { stream, out_seq, found, produced } = self {
+            return Self::OutRefutes { stream, out_seq, found, produced, by };
         }
+        self
     }
 
     /// Whether the remedy is to close everything and to open it again from the last commit.

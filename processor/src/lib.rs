@@ -137,11 +137,10 @@ async fn open(config: &Config, health: Health, metrics: Metrics, cause: Option<E
     let mut reader = reader_at(restored.mark);
     let mut checked = reader.check().await;
     let replaced = matches!(checked, Err(Error::LogReplaced { .. })) || epoch::is_behind(config, &streams, restored.mark.position).await?;
-    let differs = cause.filter(|cause| !replaced && matches!(cause, Error::OutDiffers { .. }));
-    if let Some(Error::OutDiffers { out_seq, .. }) = &differs
-        && restored.commit.as_ref().is_some_and(|commit| commit.out_seq >= *out_seq)
-    {
-        return Err(differs.expect("just looked at").refutes("the committed state"));
+    let committed = restored.commit.as_ref().map_or(0, |commit| commit.out_seq);
+    let mut differs = cause.filter(|cause| !replaced && cause.differs_at().is_some());
+    if let Some(error) = differs.take_if(|error| error.differs_at() <= Some(committed)) {
+        return Err(error.refutes("the committed state"));
     }
     if replaced || differs.is_some() {
         let leads = Ticker::leads(&config.cell, &config.replica(), &streams).await?;
@@ -252,7 +251,7 @@ impl Parts {
     async fn watch(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         while let Some((part, outcome)) = self.next().await {
             if let Err(error) = outcome {
-                if matches!(error, Error::OutDiffers { .. }) {
+                if error.differs_at().is_some() {
                     self.void.cancel();
                 }
                 if part != LOOP && error.heals_by_reopening() {

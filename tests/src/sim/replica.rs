@@ -232,13 +232,14 @@ impl Replica {
         self.process = None;
     }
 
-    /// Writes everything folded so far in one batch, once its outputs stand in OUT or if it must be now. The disk may fail it (and the process
-    /// then ends), before or after it took the batch.
-    pub fn commit(&mut self, hurry: bool) {
+    /// Whether all its outputs stand in OUT.
+    pub fn may_commit(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| process.chain.standing() >= process.out_seq)
+    }
+
+    /// Writes everything folded so far in one batch. The disk may fail it (and the process then ends), before or after it took the batch.
+    pub fn commit(&mut self) {
         let Some(process) = &mut self.process else { return };
-        if process.chain.standing() < process.out_seq && !hurry {
-            return;
-        }
         let commit = process.follow.mark().commit(&process.state, None);
         let entries = process.state.take_dirty();
         let (rows, outputs) = (std::mem::take(&mut process.rows), std::mem::take(&mut process.outputs));

@@ -371,7 +371,7 @@ impl World {
         }
         if !process.is_subscribed() && !process.subscribe(log) {
             // What was folded of a log that is gone cannot be folded again.
-            self.replicas[number].commit(true);
+            self.replicas[number].commit();
             self.replicas[number].crash();
             return Ok(());
         }
@@ -402,7 +402,7 @@ impl World {
     }
 
     fn commit_now_and_then(&mut self, number: usize) {
-        if !self.rng.chance(10) || self.replicas[number].process.is_none() {
+        if !self.rng.chance(10) || !self.replicas[number].may_commit() {
             return;
         }
         let before = self.fault(Fault::CommitFailedBefore, 50);
@@ -410,7 +410,7 @@ impl World {
         if before || after {
             self.replicas[number].disk.fail_next_write(after);
         }
-        self.replicas[number].commit(false);
+        self.replicas[number].commit();
     }
 
     fn talk_to_out(&mut self, number: usize) -> Result<()> {
@@ -430,7 +430,7 @@ impl World {
                 match process.answer() {
                     Ok(()) => {}
                     Err(Broken::WentBack { .. }) => {
-                        self.replicas[number].commit(true);
+                        self.replicas[number].commit();
                         self.replicas[number].crash();
                         return Ok(());
                     }
