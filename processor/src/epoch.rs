@@ -80,9 +80,11 @@ pub fn proposal(state: &State, after: u64, out_seq: u64, standing: &[Output]) ->
             .map_err(|error| format!("{} is {}: {error}", output.out_seq, String::from_utf8_lossy(&output.bytes)))
     };
     let mut adopted = standing.iter().map(event).collect::<Result<Vec<_>, _>>()?;
+    // An epoch of which only OUT tells any more has used its number as well.
+    let told = adopted.iter().filter_map(|event| event.id.rsplit('/').nth(2)?.parse().ok()).max().unwrap_or(0);
     adopted.retain(|event| matches!(event.data, Payload::Decided(_) | Payload::Distributed(_) | Payload::Lease(_)));
     let (base, base_hash) = (state.position(), written(state.hash()));
-    Ok(NewEpoch { epoch: LogEpoch(base.epoch.0 + 1), base, base_hash, after, out_seq, adopted })
+    Ok(NewEpoch { epoch: LogEpoch(base.epoch.0.max(told) + 1), base, base_hash, after, out_seq, adopted })
 }
 
 /// What stands in OUT under a number.

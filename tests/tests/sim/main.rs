@@ -12,7 +12,7 @@ use plimsoll_tests::sim::faults::{Fault, Fired};
 use plimsoll_tests::sim::world::run;
 
 /// Failing seeds shown in full.
-const SHOWN: usize = 40;
+const SHOWN: usize = 10;
 
 fn seeds() -> Result<std::ops::Range<u64>> {
     if let Ok(seed) = std::env::var("SEED") {
