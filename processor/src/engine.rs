@@ -520,7 +520,8 @@ impl Engine {
         if let Some(mut sealing) = self.sealing.take() {
             let _ = tokio::time::timeout(STOP_SEAL_MAX, &mut sealing).await;
         }
-        if *self.wires.active.borrow() {
+        // What was committed in a hurry may not be what OUT bears out.
+        if *self.wires.active.borrow() && !self.hurry.is_cancelled() {
             self.order_seal();
         }
         if let Some(sealing) = self.sealing.take()

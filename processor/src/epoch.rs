@@ -148,8 +148,10 @@ async fn newest(config: &Config, streams: &Streams) -> Result<(Option<NewEpoch>,
     }
 }
 
-/// Says where to go on: from the own last commit. Whether it was first, the next look shows.
+/// Says where to go on: from the own last commit. Whether it was first, the next look shows. Before that everything that this state has made
+/// stands in OUT: whoever has not heard yet of the new epoch may publish behind it, but nothing else in its place.
 async fn propose(config: &Config, streams: &Streams, restored: Restored, newest: u64) -> Result<Restored, Error> {
+    publish_the_rest(streams, &restored).await?;
     let archive = restore::archive(config)?;
     checkpoint::take(&archive, &restored.store, &config.state_path(), &config.cell, &config.replica()).await.map_err(Error::Checkpoint)?;
     let after = same_up_to(streams, &restored).await?;
@@ -166,6 +168,17 @@ async fn propose(config: &Config, streams: &Streams, restored: Restored, newest:
         tracing::warn!(%error, "another replica was first, or the broker is away");
     }
     Ok(restored)
+}
+
+async fn publish_the_rest(streams: &Streams, restored: &Restored) -> Result<(), Error> {
+    let last = last_of_out(streams).await?;
+    for output in restored.store.outputs_from(last + 1) {
+        let output = output?;
+        let message = PublishMessage::build().payload(output.bytes.into()).message_id(&output.id).expected_last_sequence(output.out_seq - 1);
+        let published = async { streams.context.send_publish(output.subject, message).await?.await };
+        published.await.map_err(|error| out_failed(streams, "publishing what the last commit made", error.to_string()))?;
+    }
+    Ok(())
 }
 
 /// Up to where the new log is the one that was folded.

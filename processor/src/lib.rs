@@ -132,7 +132,11 @@ struct Opened {
 /// Opens and checks, in the order of what depends on what.
 async fn open(config: &Config, health: Health, metrics: Metrics, cause: Option<Error>) -> Result<Opened, Error> {
     let streams = streams::open(config).await?;
-    let mut restored = restore::open(config, &streams).await?;
+    let own = restore::open(config, &streams).await?;
+    let at = own.mark.position;
+    let mut restored = restore::borne_out(config, &streams, own).await?;
+    // Another state has to be folded again first.
+    let cause = cause.filter(|_| restored.mark.position == at);
     let reader_at = |mark| Reader::new(config.cell.clone(), streams.clone(), mark, health.clone(), metrics.clone());
     let mut reader = reader_at(restored.mark);
     let mut checked = reader.check().await;

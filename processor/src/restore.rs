@@ -7,10 +7,10 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use async_nats::jetstream::stream::{LastRawMessageErrorKind, RawMessageErrorKind};
 use plimsoll_archive::{Archive, Checkpoint, Checkpoints};
 use plimsoll_fold::{LOGIC, State};
-use plimsoll_schemas::id::CellId;
+use plimsoll_schemas::id::{CellId, Position};
 use plimsoll_schemas::out::Output;
 use plimsoll_schemas::subject::ROOT;
 use plimsoll_store::{Commit, Store};
@@ -50,7 +50,7 @@ pub async fn open(config: &Config, streams: &Streams) -> Result<Restored, Error>
     }
     let archive = archive(config)?;
     let at = own.mark.position;
-    let own = match from_checkpoint(config, &archive, own, first).await? {
+    let own = match from_checkpoint(config, &archive, own, first, None).await? {
         Ok(restored) => return Ok(restored),
         Err(own) => own,
     };
@@ -125,12 +125,22 @@ fn open_once(path: &Path, cell: &CellId) -> Result<Restored, Error> {
 }
 
 /// The state of the newest checkpoint that is ahead of our own, reaches into the log and proves right; else our own back.
-async fn from_checkpoint(config: &Config, archive: &Archive, own: Restored, first: u64) -> Result<Result<Restored, Restored>, Error> {
+/// `below` = only those before it.
+async fn from_checkpoint(
+    config: &Config,
+    archive: &Archive,
+    own: Restored,
+    first: u64,
+    below: Option<Position>,
+) -> Result<Result<Restored, Restored>, Error> {
     let checkpoints = Checkpoints::of(archive);
     let into = checkpoint::beside(&config.state_path(), ".restoring");
     for position in checkpoint::list(archive).await.map_err(Error::Checkpoint)? {
         if position <= own.mark.position || position.sequence + 1 < first {
             break;
+        }
+        if below.is_some_and(|below| position >= below) {
+            continue;
         }
         checkpoint::remove(&into).map_err(Error::Checkpoint)?;
         let loaded = match checkpoints.read(position).await {
@@ -162,6 +172,45 @@ pub async fn take_over(config: &Config, own: Restored, found: &Checkpoint, loade
         open_once(&path, &cell)
     })
     .await
+}
+
+/// A state whose last output is not what stands in OUT was folded from a log that is gone, while others went on without it. It is put aside, and
+/// the newest checkpoint that OUT bears out takes its place, or no state at all.
+pub async fn borne_out(config: &Config, streams: &Streams, mut restored: Restored) -> Result<Restored, Error> {
+    let mut below = None;
+    while let Some(out_seq) = refuted(&restored, streams).await? {
+        let at = restored.mark.position;
+        tracing::error!(out_seq, position = %at, "OUT holds another output than this state made: the state is put aside");
+        let (fresh, first) = (anew(config, restored).await?, first_of(streams).await?);
+        restored = match from_checkpoint(config, &archive(config)?, fresh, first, below).await? {
+            Ok(older) => older,
+            Err(fresh) if fresh.reaches(first) => return Ok(fresh),
+            Err(_) => {
+                let (stream, newest) = (streams.log.cached_info().config.name.clone(), "none that OUT bears out".to_owned());
+                return Err(Error::LogTrimmed { stream, first, at: Position::default(), newest, archive: config.archive_url() });
+            }
+        };
+        below = Some(restored.mark.position);
+    }
+    Ok(restored)
+}
+
+/// The number of the last output that both this state and OUT have, if OUT holds another one there. No two records make the same bytes: they
+/// carry the time at which the log took the record.
+async fn refuted(restored: &Restored, streams: &Streams) -> Result<Option<u64>, Error> {
+    let Some(commit) = &restored.commit else { return Ok(None) };
+    let stream = || streams.out.cached_info().config.name.clone();
+    let info = streams.out.get_info().await;
+    let last = info.map_err(|error| Error::Stream { stream: stream(), what: "asking for it", detail: error.to_string() })?.state.last_sequence;
+    let Some(made) = restored.store.outputs_from(last.min(commit.out_seq)).next().transpose()? else { return Ok(None) };
+    if made.out_seq == 0 || made.out_seq > last {
+        return Ok(None);
+    }
+    match streams.out.get_raw_message(made.out_seq).await {
+        Ok(found) => Ok((*found.subject != *made.subject || found.payload != made.bytes).then_some(made.out_seq)),
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(Error::Stream { stream: stream(), what: "comparing it", detail: error.to_string() }),
+    }
 }
 
 /// Puts our own store aside and begins without a state.

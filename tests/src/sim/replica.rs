@@ -108,12 +108,13 @@ impl Replica {
     }
 
     /// Starts from what stands on its disk, else from the newest checkpoint. `patient` = where the log was replaced, another may speak first.
-    pub fn start(&mut self, log: &mut Stream, out: &Stream, archive: &mut Checkpoints, now: Instant, patient: bool) -> Result<Started> {
+    pub fn start(&mut self, log: &mut Stream, out: &mut Stream, archive: &mut Checkpoints, now: Instant, patient: bool) -> Result<Started> {
         if self.disk.last_commit()?.is_none()
             && let Some((store, lineage)) = archive.values().next_back()
         {
             (self.disk, self.lineage) = (store.copy_in_memory(), lineage.clone());
         }
+        self.until_borne_out(out, archive)?;
         let (mut state, mut mark) = self.restore()?;
         let mut follow = Follow::new(self.cell.clone(), mark);
         let subject = LogSubject::Epoch.to_subject(&self.cell);
@@ -138,6 +139,9 @@ impl Replica {
             if !leads && differs.is_some_and(|(_, ticked)| tick.is_some_and(|tick| tick.sequence > ticked)) {
                 // The active replica goes on: then this one is wrong, ends, and is started again from its commit.
                 return Ok(Started::Waiting);
+            }
+            for output in self.disk.outputs_from(out.last() + 1) {
+                ensure!(matches!(publish(out, &output?, now.broker_ns), Heard::Stored { .. }), "{}: OUT takes what it lacks", self.name);
             }
             archive.insert(mark.position, (self.disk.copy_in_memory(), self.lineage.clone()));
             let known = state.summary().out_seq;
@@ -173,6 +177,28 @@ impl Replica {
             behind: false,
         });
         Ok(Started::Running)
+    }
+
+    /// A state whose last output is not what stands in OUT gives way to the newest checkpoint that OUT bears out, or to none.
+    fn until_borne_out(&mut self, out: &Stream, archive: &Checkpoints) -> Result<()> {
+        let mut below = None;
+        while self.is_refuted(out)? {
+            let found = archive.iter().rev().find(|(position, _)| below.is_none_or(|below| **position < below));
+            below = found.map(|(position, _)| *position);
+            (self.disk, self.lineage) =
+                found.map_or((Store::in_memory(), Vec::new()), |(_, (store, lineage))| (store.copy_in_memory(), lineage.clone()));
+            self.differs = None;
+        }
+        Ok(())
+    }
+
+    fn is_refuted(&self, out: &Stream) -> Result<bool> {
+        let Some(commit) = self.disk.last_commit()? else { return Ok(false) };
+        let Some(made) = self.disk.outputs_from(out.last().min(commit.out_seq)).next().transpose()? else { return Ok(false) };
+        if made.out_seq == 0 || made.out_seq > out.last() {
+            return Ok(false);
+        }
+        Ok(out.get(made.out_seq).is_some_and(|found| found.subject != made.subject || found.payload != made.bytes))
     }
 
     fn newest_tick(&self, log: &Stream) -> Option<Seen> {

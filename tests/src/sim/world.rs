@@ -348,7 +348,7 @@ impl World {
             if !self.wild || self.rng.chance(30) {
                 let now = Instant { own: self.now, broker_ns: self.broker_ns() };
                 let patient = self.rng.chance(80);
-                self.replicas[number].start(&mut self.log, &self.out, &mut self.archive, now, patient)?;
+                self.replicas[number].start(&mut self.log, &mut self.out, &mut self.archive, now, patient)?;
             }
             return Ok(());
         }
