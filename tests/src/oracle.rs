@@ -116,15 +116,19 @@ impl Oracle {
     }
 
     fn take_frame(&mut self, frame: &Frame, logged_ns: Option<i64>) {
-        // A frame that names an inventory nobody has sent yet counts when it comes again behind it.
-        let Some(slots) = self.inventories.get(&(frame.host.clone(), frame.epoch, frame.inventory_revision)) else {
+        // Of a host that nobody knows yet nothing is remembered: its frame counts when it comes again behind its first inventory.
+        if !self.inventories.keys().any(|(host, _, _)| *host == frame.host) {
             self.strangers += 1;
             return;
-        };
+        }
         if !self.seen.insert((frame.host.clone(), frame.epoch, frame.sequence)) {
             self.duplicates += 1;
             return;
         }
+        let Some(slots) = self.inventories.get(&(frame.host.clone(), frame.epoch, frame.inventory_revision)) else {
+            self.strangers += 1;
+            return;
+        };
         for (tick, &at_ns) in frame.ticks_ns.iter().enumerate() {
             let age_ns = logged_ns.map_or(0, |logged| logged - at_ns);
             if age_ns < -AHEAD_NS_MAX {
