@@ -503,7 +503,6 @@ impl Engine {
 
     /// Commits and seals what was folded, and lets the publisher finish by closing its queue.
     async fn stop(mut self) -> Result<(), Error> {
-        self.fold_the_rest()?;
         if self.wires.void.is_cancelled() {
             if let Some(committing) = self.committing.take() {
                 // It is being written, or is not written at all.

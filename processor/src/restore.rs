@@ -203,7 +203,7 @@ async fn refuted(restored: &Restored, streams: &Streams) -> Result<Option<u64>, 
     let info = streams.out.get_info().await;
     let last = info.map_err(|error| Error::Stream { stream: stream(), what: "asking for it", detail: error.to_string() })?.state.last_sequence;
     let Some(made) = restored.store.outputs_from(last.min(commit.out_seq)).next().transpose()? else { return Ok(None) };
-    if made.out_seq == 0 || made.out_seq > last {
+    if made.out_seq > last {
         return Ok(None);
     }
     match streams.out.get_raw_message(made.out_seq).await {

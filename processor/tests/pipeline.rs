@@ -7,6 +7,7 @@ mod harness;
 mod tools;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use harness::{Broker, GPUS, Processor, eventually};
@@ -161,6 +162,13 @@ async fn a_recreated_log_begins_a_new_epoch_and_nothing_is_decided_or_counted_tw
     assert!(first.stop().await.success());
 }
 
+/// The log is again what it was when it was copied.
+fn put_back_log(streams: &Path, copy: &Path) {
+    let log = streams.join("PLIMSOLL_local_LOG");
+    std::fs::remove_dir_all(&log).unwrap();
+    copy_folder(copy, &log);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_restored_from_an_old_copy_goes_on_where_both_are_the_same() {
     let Some(mut broker) = Broker::start().await else { return };
@@ -179,13 +187,7 @@ async fn a_log_restored_from_an_old_copy_goes_on_where_both_are_the_same() {
     broker.request(&place(1)).await;
     broker.outputs_of("plimsoll.place.decided.v1", 2).await;
     let samples = processor.status().await["summary"]["samples_folded"].as_u64().unwrap();
-    broker
-        .kill_and(|streams| {
-            let log = streams.join("PLIMSOLL_local_LOG");
-            std::fs::remove_dir_all(&log).unwrap();
-            copy_folder(copy.path(), &log);
-        })
-        .await;
+    broker.kill_and(|streams| put_back_log(streams, copy.path())).await;
     eventually("it goes on in a new epoch", || async { processor.epoch().await == Some(1) }).await;
     broker.request(&place(1)).await;
     broker.request(&place(2)).await;
@@ -227,13 +229,7 @@ async fn what_out_tells_of_and_the_log_has_lost_stands_and_nothing_is_decided_tw
         drop(feed);
         processor.kill();
         let standing = broker.out_bytes().await;
-        broker
-            .kill_and(|streams| {
-                let log = streams.join("PLIMSOLL_local_LOG");
-                std::fs::remove_dir_all(&log).unwrap();
-                copy_folder(copy.path(), &log);
-            })
-            .await;
+        broker.kill_and(|streams| put_back_log(streams, copy.path())).await;
         let mut again = Processor::start(&broker, data.path(), never).await;
         again.ready().await;
         let feed = broker.feed(1_000);
@@ -415,7 +411,7 @@ async fn out_that_lost_its_tail_gets_it_again_under_the_same_ids() {
     assert!(processor.stop().await.success());
 }
 
-fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap()) {
         let target = to.join(entry.file_name());

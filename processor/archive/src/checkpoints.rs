@@ -196,6 +196,9 @@ impl Checkpoints {
 
     /// Copies into a folder of its own.
     async fn copy(&self, from: &File, names: &[String], position: Position, claimed: &mut Option<Path>) -> Result<(String, Vec<Copied>), Error> {
+        if names.is_empty() {
+            return Err(Error::Local { path: from.to_owned(), detail: "no files".to_owned() });
+        }
         let folder = claimed.insert(self.claim(position).await?);
         let mut files = Vec::new();
         for name in names {

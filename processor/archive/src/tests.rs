@@ -336,6 +336,9 @@ async fn a_checkpoint_comes_back_as_it_was_and_a_position_has_only_one() {
     assert_eq!((made.files.len(), made.bytes()), (2, 1_003));
     let again = checkpoints.put(state.path(), About { created_at_ns: 6, ..about(9) }).await;
     assert!(matches!(again, Err(Error::CheckpointTaken { position }) if position == at(9)), "{again:?}");
+    let nothing = tempfile::tempdir().expect("a folder");
+    let refused = checkpoints.put(nothing.path(), about(11)).await.expect_err("no files").to_string();
+    assert!(refused.contains("no files"), "{refused}");
     checkpoints.put(state.path(), about(10)).await.expect("new");
     assert_eq!(checkpoints.list().await.expect("listed"), [at(10), at(9)]);
     let found = checkpoints.read(at(9)).await.expect("there");

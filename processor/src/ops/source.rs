@@ -13,7 +13,7 @@ use crate::streams::{self, Streams};
 /// Flags of every tool.
 #[derive(Debug, Clone, Args)]
 pub struct Flags {
-    /// nats-server to read from.
+    /// nats-server to read from, or several of one cluster separated by commas.
     #[arg(long, env = "PLIMSOLL_NATS", global = true, default_value = "nats://127.0.0.1:14222")]
     pub nats: String,
     /// The cell.

@@ -22,8 +22,12 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A new one, in a folder. Errors where this machine does not allow it: it needs root, mkfs.ext4 and loop devices.
-    pub fn new(folder: &Path) -> Result<Self> {
+    /// A new one, in a folder; says why where this machine does not allow it.
+    pub fn if_allowed(folder: &Path) -> Option<Self> {
+        Self::new(folder).map_err(|error| eprintln!("skipped: no disk of its own, which needs root, mkfs.ext4 and loop devices: {error:#}")).ok()
+    }
+
+    fn new(folder: &Path) -> Result<Self> {
         let disk = Self { image: folder.join("disk.image"), mounted_at: folder.join("disk") };
         std::fs::create_dir(&disk.mounted_at)?;
         std::fs::File::create(&disk.image)?.set_len(BYTES)?;

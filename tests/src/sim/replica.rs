@@ -195,7 +195,7 @@ impl Replica {
     fn is_refuted(&self, out: &Stream) -> Result<bool> {
         let Some(commit) = self.disk.last_commit()? else { return Ok(false) };
         let Some(made) = self.disk.outputs_from(out.last().min(commit.out_seq)).next().transpose()? else { return Ok(false) };
-        if made.out_seq == 0 || made.out_seq > out.last() {
+        if made.out_seq > out.last() {
             return Ok(false);
         }
         Ok(out.get(made.out_seq).is_some_and(|found| found.subject != made.subject || found.payload != made.bytes))

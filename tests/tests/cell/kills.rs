@@ -47,6 +47,8 @@ const STALL: Duration = Duration::from_secs(1);
 const SILENCE_NS_MIN: i64 = 1_900_000_000;
 /// Longest time for one act, the pause before it included.
 const ACT_MAX: Duration = Duration::from_secs(20);
+/// Shortest load: a window of 10 s lies in it, wherever it begins.
+const LOAD_MIN: Duration = Duration::from_secs(25);
 /// Shown now and then.
 const PROGRESS_EVERY: usize = 50;
 
@@ -105,13 +107,7 @@ async fn killed_and_paused(servers: usize) -> Result<()> {
 async fn on_a_machine_that_loses_its_power_a_cell_loses_doubles_and_forgets_nothing() -> Result<()> {
     let (cuts, seed) = (number("CUTS", 1)?, number("SEED", 1)?);
     let folder = tempfile::tempdir()?;
-    let disk = match Disk::new(folder.path()) {
-        Ok(disk) => disk,
-        Err(error) => {
-            eprintln!("skipped: no disk for the cell, which needs root, mkfs.ext4 and loop devices: {error:#}");
-            return Ok(());
-        }
-    };
+    let Some(disk) = Disk::if_allowed(folder.path()) else { return Ok(()) };
     eprintln!("{cuts} power cuts of the machine");
     let acts = vec![Act::CutPower; usize::try_from(cuts)?];
     let result = cell_to_which_the_worst_is_done(folder, Machine::LosesPower(disk), &acts, seed).await;
@@ -186,6 +182,8 @@ impl Stage {
                 eprintln!("{seconds} s: {done} of {} acts, the log holds {}, OUT {}", acts.len(), self.log.len(), self.out.len());
             }
         }
+        // However few the acts, whole windows lie in the load.
+        tokio::time::sleep_until(began + LOAD_MIN).await;
         Ok(())
     }
 
