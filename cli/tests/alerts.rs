@@ -17,7 +17,8 @@ use plimsoll_schemas::out::{AlertChanged, AlertState, Output, Payload};
 use plimsoll_schemas::subject::{OutSubject, out_stream};
 use plimsoll_schemas::time::LogTime;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than the broker waits for the acknowledgement of what it gave to a sink that was killed at that moment.
+const PATIENCE: Duration = Duration::from_secs(90);
 const CONSUMER: &str = "on-call";
 
 fn cell() -> CellId {
