@@ -15,7 +15,7 @@ use async_nats::jetstream::stream::{LastRawMessageErrorKind, RawMessageErrorKind
 use plimsoll_archive::{Archive, Checkpoints};
 use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::control::NewEpoch;
-use plimsoll_schemas::id::{LogEpoch, Position};
+use plimsoll_schemas::id::{CellId, LogEpoch, Position};
 use plimsoll_schemas::out::{CloudEvent, Output, Payload};
 use plimsoll_schemas::record::{Body, decode};
 use plimsoll_schemas::subject::LogSubject;
@@ -103,7 +103,7 @@ pub async fn settle(config: &Config, streams: &Streams, restored: Restored, lead
     let mut differs = differs.filter(|_| !leads);
     let ticked = newest_tick(config, streams).await?;
     loop {
-        let (newest, sequence) = newest(config, streams).await?;
+        let (newest, sequence) = newest(&config.cell, streams).await?;
         if let Some(new) = newest.filter(|new| new.epoch > restored.mark.position.epoch) {
             return begin(config, streams, restored, &new).await;
         }
@@ -122,7 +122,7 @@ pub async fn settle(config: &Config, streams: &Streams, restored: Restored, lead
 
 /// Whether the log says to go on in a newer epoch than this state's.
 pub async fn is_behind(config: &Config, streams: &Streams, at: Position) -> Result<bool, Error> {
-    Ok(newest(config, streams).await?.0.is_some_and(|new| new.epoch > at.epoch))
+    Ok(newest(&config.cell, streams).await?.0.is_some_and(|new| new.epoch > at.epoch))
 }
 
 /// Where the newest tick stands (0 = there is none).
@@ -135,11 +135,11 @@ async fn newest_tick(config: &Config, streams: &Streams) -> Result<u64, Error> {
 }
 
 /// The newest word about where to go on, and the sequence it stands at (0 = there is none).
-async fn newest(config: &Config, streams: &Streams) -> Result<(Option<NewEpoch>, u64), Error> {
-    let subject = LogSubject::Epoch.to_subject(&config.cell);
+pub async fn newest(cell: &CellId, streams: &Streams) -> Result<(Option<NewEpoch>, u64), Error> {
+    let subject = LogSubject::Epoch.to_subject(cell);
     match streams.log.get_last_raw_message_by_subject(&subject).await {
         Ok(message) => {
-            let body = decode(&config.cell, &message.subject, &message.payload);
+            let body = decode(cell, &message.subject, &message.payload);
             let new = if let Body::Epoch(new) = body { Some(*new) } else { None };
             Ok((new, message.sequence))
         }
@@ -223,9 +223,11 @@ async fn standing(streams: &Streams, position: Position, numbers: RangeInclusive
 async fn begin(config: &Config, streams: &Streams, restored: Restored, new: &NewEpoch) -> Result<Restored, Error> {
     let own = (restored.state.position(), written(restored.state.hash()));
     let restored = if own == (new.base, new.base_hash.clone()) { restored } else { base(config, restored, new).await? };
-    if restored.mark.position.epoch >= new.epoch {
-        return Ok(restored);
-    }
+    if restored.mark.position.epoch >= new.epoch { Ok(restored) } else { go_on(streams, restored, new).await }
+}
+
+/// Begins the epoch in the state that it names. Errors if this is another one.
+pub async fn go_on(streams: &Streams, restored: Restored, new: &NewEpoch) -> Result<Restored, Error> {
     let info = streams.log.get_info().await.map_err(|error| failed(streams, "asking for it", error.to_string()))?;
     let at_mark = hash_at(streams, new.after).await?;
     let mark = Mark {

@@ -12,6 +12,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+/// A window's row is a handful of small allocations that live until the next commit: the system's allocator took a quarter of the fold's time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The service, or one of the tools that look at what it works with.
 #[derive(Debug, Parser)]
 #[command(name = "plimsoll-processor", version, about, args_conflicts_with_subcommands = true)]

@@ -160,6 +160,7 @@ async fn a_recreated_log_begins_a_new_epoch_and_nothing_is_decided_or_counted_tw
     assert!(first.said().contains("goes on from this state") || second.said().contains("goes on from this state"), "somebody said where to go on");
     assert!(second.stop().await.success());
     assert!(first.stop().await.success());
+    tools::folds_again(&broker, one.path(), archive.path());
 }
 
 /// The log is again what it was when it was copied.
@@ -201,6 +202,7 @@ async fn a_log_restored_from_an_old_copy_goes_on_where_both_are_the_same() {
     again.ready().await;
     assert_eq!(again.epoch().await, Some(1), "the epoch is kept over a restart");
     assert!(again.stop().await.success());
+    tools::folds_again(&broker, data.path(), &data.path().join("archive"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

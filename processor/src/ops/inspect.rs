@@ -9,7 +9,7 @@ use plimsoll_store::Store;
 use serde_json::{Value, json};
 
 use super::progress::Progress;
-use super::refold::{self, Refold};
+use super::refold::{self, Bases, Refold};
 use super::shown::{self, Item, Named};
 use super::source::{Flags, From, Place, Scratch};
 use super::{Format, answer, plain, say};
@@ -163,8 +163,11 @@ async fn sequence(source: &Flags, place: Position, within: u64, output: Format) 
 
     let scratch = Scratch(source.scratch("inspect"));
     let before = Position { sequence: sequence - 1, ..place };
-    let mut refold = match Refold::open(&source.archive()?, &source.cell, From::Place(before), extent, &scratch.0).await {
-        Ok(refold) if sequence - refold.position().sequence <= within => refold,
+    let archive = source.archive()?;
+    let bases = Bases::find(&archive, &streams, &source.cell, extent.first).await?;
+    let mut refold = match Refold::open(&archive, &streams, &source.cell, From::Place(before), &bases, &scratch.0).await {
+        // What stands before the place where a new epoch begins was folded under the one before.
+        Ok(refold) if sequence.checked_sub(refold.position().sequence).is_some_and(|apart| (1..=within).contains(&apart)) => refold,
         Ok(_) | Err(Error::NoBase { .. }) => {
             let body = plimsoll_schemas::record::decode(&source.cell, &message.subject, &message.payload);
             let logged_at = plimsoll_schemas::time::LogTime(crate::streams::nanos(message.time));

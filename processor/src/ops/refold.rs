@@ -1,26 +1,29 @@
-//! Folding a log again, beside whoever folds it for real: from a base (nothing, or a checkpoint) into a store of our own.
+//! Folding a log again, beside whoever folds it for real: from a base (nothing, or a checkpoint) into a store of our own. A log that replaced
+//! another one is folded from the state that its epoch begins with.
 
 use std::path::Path;
 
 use plimsoll_archive::{Archive, Checkpoints};
 use plimsoll_fold::{Effects, LOGIC, State};
-use plimsoll_schemas::control::Control;
-use plimsoll_schemas::id::{CellId, Position};
+use plimsoll_schemas::control::{Control, NewEpoch};
+use plimsoll_schemas::id::{CellId, LogEpoch, Position};
 use plimsoll_schemas::out::Output;
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::row::PlacedRow;
-use plimsoll_store::{Commit, Sealed, Store};
+use plimsoll_store::{Sealed, Store};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
 use super::source::From;
 use crate::checkpoint;
+use crate::epoch;
 use crate::error::Error;
 use crate::follow::{Mark, Stored};
 use crate::health::Health;
 use crate::log::{self, Batch, Reader};
 use crate::metrics::Metrics;
+use crate::restore::Restored;
 use crate::streams::Streams;
 
 /// A commit after so many records, so that memory stays bounded.
@@ -56,64 +59,110 @@ pub async fn extent(streams: &Streams) -> Result<Extent, Error> {
     Ok(Extent { first: info.state.first_sequence.max(1), last: info.state.last_sequence })
 }
 
-/// The positions of checkpoints that this build can fold on from: same format, same logic, and the log still has what follows. Oldest first.
-pub async fn usable(archive: &Archive, first: u64) -> Result<Vec<Position>, Error> {
-    let failed = |error: plimsoll_archive::Error| Error::Checkpoint(error.into());
-    let checkpoints = Checkpoints::of(archive);
-    let mut found = Vec::new();
-    for position in checkpoints.list().await.map_err(failed)?.into_iter().filter(|position| position.sequence + 1 >= first) {
-        match checkpoints.read(position).await {
-            Ok(checkpoint) if (checkpoint.about.format, checkpoint.about.logic) == (plimsoll_store::FORMAT, LOGIC) => found.push(position),
-            Ok(other) => {
-                tracing::warn!(%position, format = other.about.format, logic = other.about.logic, "left out: made by another format or logic")
+/// What a log can be folded on from.
+pub struct Bases {
+    /// The log's epoch, if it was ever replaced.
+    epoch: Option<NewEpoch>,
+    /// First sequence that the log still has.
+    first: u64,
+    /// Checkpoints of the log's epoch, and the one that it begins with. Oldest first.
+    pub checkpoints: Vec<Position>,
+}
+
+impl Bases {
+    /// Those of a cell that this build can use: same format, same logic, and the log still has what follows.
+    pub async fn find(archive: &Archive, streams: &Streams, cell: &CellId, first: u64) -> Result<Self, Error> {
+        let failed = |error: plimsoll_archive::Error| Error::Checkpoint(error.into());
+        let mut bases = Self { epoch: epoch::newest(cell, streams).await?.0, first, checkpoints: Vec::new() };
+        let checkpoints = Checkpoints::of(archive);
+        for position in checkpoints.list().await.map_err(failed)? {
+            if bases.goes_on_at(position).is_none_or(|at| at.sequence + 1 < first) {
+                continue;
             }
-            Err(error @ (plimsoll_archive::Error::Damaged { .. } | plimsoll_archive::Error::Absent { .. })) => {
-                tracing::warn!(%error, %position, "left out");
+            match checkpoints.read(position).await {
+                Ok(checkpoint) if (checkpoint.about.format, checkpoint.about.logic) == (plimsoll_store::FORMAT, LOGIC) => {
+                    bases.checkpoints.push(position);
+                }
+                Ok(other) => {
+                    tracing::warn!(%position, format = other.about.format, logic = other.about.logic, "left out: made by another format or logic")
+                }
+                Err(error @ (plimsoll_archive::Error::Damaged { .. } | plimsoll_archive::Error::Absent { .. })) => {
+                    tracing::warn!(%error, %position, "left out");
+                }
+                Err(error) => return Err(failed(error)),
             }
-            Err(error) => return Err(failed(error)),
+        }
+        bases.checkpoints.reverse();
+        Ok(bases)
+    }
+
+    /// The place in this log behind which the state of a checkpoint goes on; none if it is of another log.
+    fn goes_on_at(&self, checkpoint: Position) -> Option<Position> {
+        match &self.epoch {
+            Some(new) if checkpoint == new.base => Some(Position { epoch: new.epoch, sequence: new.after }),
+            Some(new) => (checkpoint.epoch == new.epoch).then_some(checkpoint),
+            None => (checkpoint.epoch == LogEpoch::default()).then_some(checkpoint),
         }
     }
-    found.reverse();
-    Ok(found)
+
+    /// The checkpoint to begin with; none = a state without anything.
+    fn choose(&self, from: From) -> Result<Option<Position>, Error> {
+        let missing = |wanted: String| Error::NoBase { wanted, first: self.first };
+        let found = match from {
+            From::First => None,
+            From::Checkpoint => {
+                let newest = self.checkpoints.last().copied();
+                return newest.map(Some).ok_or_else(|| missing("a checkpoint that this build can go on from".to_owned()));
+            }
+            // A place without an epoch is one of this log.
+            From::Place(place) => self.checkpoints.iter().copied().rfind(|&checkpoint| {
+                self.goes_on_at(checkpoint)
+                    .is_some_and(|at| at.sequence <= place.sequence && (place.epoch == LogEpoch::default() || at.epoch == place.epoch))
+            }),
+        };
+        let begin = self.epoch.as_ref().map_or(Position::default(), |new| new.base);
+        match found {
+            Some(found) => Ok(Some(found)),
+            None if begin != Position::default() && self.checkpoints.contains(&begin) => Ok(Some(begin)),
+            None if begin != Position::default() => {
+                Err(missing(format!("the checkpoint of {begin}, with which this log was begun after the one before was lost,")))
+            }
+            None if self.epoch.as_ref().map_or(1, |new| new.after + 1) < self.first => Err(missing("the log's beginning".to_owned())),
+            None => Ok(None),
+        }
+    }
+}
+
+async fn from_checkpoint(archive: &Archive, position: Position, into: &Path) -> Result<Restored, Error> {
+    let found = Checkpoints::of(archive).read(position).await.map_err(|error| Error::Checkpoint(error.into()))?;
+    checkpoint::load(archive, &found, into).await.map_err(Error::Checkpoint)?;
+    let store = Store::open(into)?;
+    let Some((commit, entries)) = store.load()? else {
+        return Err(Error::NoBase { wanted: format!("a commit in the checkpoint of {position}"), first: position.sequence });
+    };
+    let state = State::restore(found.about.cell, entries.into_iter())
+        .map_err(|error| plimsoll_store::Error::Damaged { path: into.to_owned(), detail: error.to_string() })?;
+    Ok(Restored { store, state, mark: Mark::of(&commit), commit: Some(commit) })
 }
 
 impl Refold {
     /// A state at its base, in a folder that must not be there yet or be empty. Errors if neither the log nor a checkpoint has what is asked for.
-    pub async fn open(archive: &Archive, cell: &CellId, from: From, extent: Extent, into: &Path) -> Result<Self, Error> {
+    pub async fn open(archive: &Archive, streams: &Streams, cell: &CellId, from: From, bases: &Bases, into: &Path) -> Result<Self, Error> {
         if std::fs::read_dir(into).is_ok_and(|mut files| files.next().is_some()) {
             return Err(Error::NotEmpty { path: into.to_owned() });
         }
-        let base = match from {
-            From::First => None,
-            From::Checkpoint => usable(archive, extent.first).await?.into_iter().next_back(),
-            From::Place(place) => usable(archive, extent.first).await?.into_iter().rfind(|position| *position <= place),
+        let base = match bases.choose(from)? {
+            Some(position) => from_checkpoint(archive, position, into).await?,
+            None => Restored { store: Store::open(into)?, state: State::new(cell.clone()), mark: Mark::start(), commit: None },
         };
-        match base {
-            Some(position) => Self::from_checkpoint(archive, position, into).await,
-            None if from == From::Checkpoint => {
-                Err(Error::NoBase { wanted: "a checkpoint that this build can go on from".to_owned(), first: extent.first })
-            }
-            None if extent.first > 1 => Err(Error::NoBase { wanted: "the log's beginning".to_owned(), first: extent.first }),
-            None => Ok(Self::new(State::new(cell.clone()), Store::open(into)?, None)),
-        }
+        Ok(Self::new(match &bases.epoch {
+            Some(new) if base.mark.position.epoch < new.epoch => epoch::go_on(streams, base, new).await?,
+            Some(_) | None => base,
+        }))
     }
 
-    async fn from_checkpoint(archive: &Archive, position: Position, into: &Path) -> Result<Self, Error> {
-        let failed = |error: plimsoll_archive::Error| Error::Checkpoint(error.into());
-        let found = Checkpoints::of(archive).read(position).await.map_err(failed)?;
-        checkpoint::load(archive, &found, into).await.map_err(Error::Checkpoint)?;
-        let store = Store::open(into)?;
-        let Some((commit, entries)) = store.load()? else {
-            return Err(Error::NoBase { wanted: format!("a commit in the checkpoint of {position}"), first: position.sequence });
-        };
-        let state = State::restore(found.about.cell, entries.into_iter())
-            .map_err(|error| plimsoll_store::Error::Damaged { path: into.to_owned(), detail: error.to_string() })?;
-        Ok(Self::new(state, store, Some(&commit)))
-    }
-
-    fn new(state: State, store: Store, base: Option<&Commit>) -> Self {
-        let mark = base.map_or_else(Mark::start, Mark::of);
-        let (out_seq, sealed) = base.map_or((0, None), |base| (base.out_seq, base.sealed));
+    fn new(Restored { store, state, mark, commit }: Restored) -> Self {
+        let (out_seq, sealed) = commit.map_or((0, None), |base| (base.out_seq, base.sealed));
         Self { state, store, mark, out_seq, sealed, prune: None, effects: Effects::default(), uncommitted: 0 }
     }
 
@@ -151,6 +200,11 @@ impl Refold {
         while let Some(Batch { records, mark }) = batches.recv().await {
             let taken = records.iter().take_while(|record| record.position.sequence <= to).count() as u64;
             for record in records.iter().take(taken as usize) {
+                if let Body::Epoch(new) = &record.body
+                    && new.epoch > record.position.epoch
+                {
+                    return Err(Error::BehindEpoch { epoch: new.epoch.0, position: record.position });
+                }
                 let before = self.effects.outputs.len();
                 self.state.step(record, &mut self.effects);
                 self.notice_sealed(record);

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::progress::Progress;
-use super::refold::{self, Refold};
+use super::refold::{self, Bases, Refold};
 use super::source::{Flags, From, To};
 use super::{Format, answer};
 use crate::error::Error;
@@ -48,7 +48,9 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
         From::Place(place) if place.sequence <= to => From::Place(place),
         From::Place(place) => return Err(Error::NotInLog { sequence: place.sequence, first: extent.first, last: to }),
     };
-    let mut refold = Refold::open(&source.archive()?, &source.cell, from, extent, &into).await?;
+    let archive = source.archive()?;
+    let bases = Bases::find(&archive, &streams, &source.cell, extent.first).await?;
+    let mut refold = Refold::open(&archive, &streams, &source.cell, from, &bases, &into).await?;
     let base = refold.position();
     if base.sequence > to {
         return Err(Error::NotInLog { sequence: to, first: base.sequence, last: extent.last });

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::progress::Progress;
 use super::published::{Found, Published};
-use super::refold::{self, Refold};
+use super::refold::{self, Bases, Refold};
 use super::source::{Flags, From, Scratch};
 use super::{Format, answer, say};
 use crate::error::Error;
@@ -52,19 +52,19 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
     // OUT is asked before the log: what stands there then comes from records that the log has.
     let out_last = Published::open(&streams, u64::MAX).await?.last;
     let extent = refold::extent(&streams).await?;
-    let checkpoints = refold::usable(&archive, extent.first).await?;
+    let bases = Bases::find(&archive, &streams, &source.cell, extent.first).await?;
     let from = match from {
         Some(from) => from,
         None if extent.first == 1 => From::First,
-        None => checkpoints.first().map_or(From::Checkpoint, |&oldest| From::Place(oldest)),
+        None => bases.checkpoints.first().map_or(From::Checkpoint, |&oldest| From::Place(oldest)),
     };
-    let mut recorded = recorded_by_checkpoints(&archive, &checkpoints).await?;
+    let mut recorded = recorded_by_checkpoints(&archive, &bases.checkpoints).await?;
     for (position, mut by_store) in recorded_by_store(&source)? {
         recorded.entry(position).or_default().append(&mut by_store);
     }
 
     let scratch = Scratch(source.scratch("verify"));
-    let mut refold = Refold::open(&archive, &source.cell, from, extent, &scratch.0).await?;
+    let mut refold = Refold::open(&archive, &streams, &source.cell, from, &bases, &scratch.0).await?;
     let base = refold.position();
     let mut published = Published::open(&streams, refold.out_seq()).await?;
     let mut progress = Progress::new(extent.last.saturating_sub(base.sequence));

@@ -24,6 +24,23 @@ async fn stage(broker: &Broker, data: &Path) {
     assert!(processor.stop().await.success());
 }
 
+/// A log that a processor has folded to its end gives the same state again, from its beginning and from a checkpoint.
+pub fn folds_again(broker: &Broker, data: &Path, archive: &Path) {
+    let archive = ["--archive", archive.to_str().unwrap()];
+    let commit = run(broker, data, &[&["inspect", "commit"], &archive[..]].concat());
+    let to = commit["position"].as_str().unwrap().split_once(':').unwrap().1;
+    for from in ["first", "checkpoint"] {
+        let into = data.join(from);
+        let again = run(broker, data, &[&["replay", "--from", from, "--to", to, "--into", into.to_str().unwrap()], &archive[..]].concat());
+        for name in ["position", "hash", "digest", "out_seq", "decision_seq"] {
+            assert_eq!(again[name], commit[name], "{name} from {from}");
+        }
+    }
+    let verdict = run(broker, data, &[&["verify"], &archive[..]].concat());
+    assert_eq!(verdict["verdict"], "equal", "{verdict}");
+    assert!(verdict["states_compared"].as_u64().unwrap() >= 1, "{verdict}");
+}
+
 fn run(broker: &Broker, data: &Path, arguments: &[&str]) -> Value {
     let (success, out, err) = tool(broker, data, arguments);
     assert!(success, "{arguments:?}: {out} {err}");

@@ -11,6 +11,10 @@ use plimsoll_schemas::id::{LogEpoch, Position};
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::time::{LogTime, NS_PER_S};
 
+/// As in the processor.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const HOSTS: usize = 1_000;
 const GPUS: usize = 8;
 const SECONDS: i64 = 250;
