@@ -1,6 +1,8 @@
 //! Measuring, and the fleet that is measured. Benchmarks print figures for people; nothing here passes or fails by time.
 #![expect(clippy::disallowed_methods, clippy::print_stdout, reason = "a benchmark reads the clock and prints its table")]
 
+pub mod cell;
+
 use std::time::{Duration, Instant};
 
 use plimsoll_schemas::frame::{Frame, Tick};
