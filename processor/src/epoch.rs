@@ -158,7 +158,8 @@ async fn propose(config: &Config, streams: &Streams, restored: Restored, newest:
     let known = restored.state.summary().out_seq;
     let out_seq = last_of_out(streams).await?.max(known);
     let standing = standing(streams, restored.mark.position, known + 1..=out_seq).await?;
-    let strange = |detail| out_failed(streams, "reading an event", detail);
+    let stream = || streams.out.cached_info().config.name.clone();
+    let strange = |detail| Error::StreamUnusable { stream: stream(), what: "reading an event", detail };
     let new = proposal(&restored.state, after, out_seq, &standing).map_err(strange)?;
     tracing::error!(epoch = new.epoch.0, base = %new.base, after, adopted = new.adopted.len(), "the log was replaced: everybody goes on from this state");
     let payload = serde_json::to_vec(&new).expect("an epoch is plain data");

@@ -26,10 +26,34 @@ pub enum Error {
         /// What went wrong.
         detail: String,
     },
+    /// The broker is there and lets nobody in, or its address is none.
+    #[error("nats-server at {url} cannot be used: {detail}")]
+    ConnectRefused {
+        /// Where.
+        url: String,
+        /// What it said.
+        detail: String,
+    },
+    /// The broker keeps no streams.
+    #[error("nats-server at {url} runs without JetStream: start it with a jetstream {{ … }} block, as in deploy/nats/production.conf")]
+    NoJetStream {
+        /// Where.
+        url: String,
+    },
     /// The broker is too old.
     #[error(transparent)]
     BrokerTooOld(#[from] plimsoll_schemas::subject::BrokerTooOld),
-    /// JetStream refused something that it must allow.
+    /// JetStream refused something that it must allow, or holds something that it must not: trying again is no remedy.
+    #[error("stream {stream}: {what} failed for good: {detail}")]
+    StreamUnusable {
+        /// Which stream.
+        stream: String,
+        /// What was tried.
+        what: &'static str,
+        /// What the broker said.
+        detail: String,
+    },
+    /// JetStream did not do something that it must do. It may be away.
     #[error("stream {stream}: {what} failed: {detail}")]
     Stream {
         /// Which stream.
@@ -299,6 +323,11 @@ impl Error {
             return Self::OutRefutes { stream, out_seq, found, produced, by };
         }
         self
+    }
+
+    /// Whether it passes once the broker is there and answers: nothing else is wrong.
+    pub fn is_broker_away(&self) -> bool {
+        matches!(self, Self::Connect { .. } | Self::Stream { .. })
     }
 
     /// Whether the remedy is to close everything and to open it again from the last commit.

@@ -1,7 +1,7 @@
 //! `/healthz`, `/readyz` and `/metrics`. Ready means: bound to the log, caught up, and able to publish.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -30,6 +30,8 @@ struct Flags {
     checkpoint_overdue: AtomicBool,
     position: AtomicU64,
     log_end: AtomicU64,
+    /// What the start waits for; empty = nothing.
+    waits_for: Mutex<String>,
 }
 
 impl Health {
@@ -58,6 +60,11 @@ impl Health {
         self.0.checkpoint_overdue.store(overdue, Ordering::Relaxed);
     }
 
+    /// What the start waits for; empty = nothing.
+    pub fn waits_for(&self, what: &str) {
+        what.clone_into(&mut self.0.waits_for.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// The last sequence folded.
     pub fn folded(&self, sequence: u64) {
         self.0.position.store(sequence, Ordering::Relaxed);
@@ -75,7 +82,11 @@ impl Health {
 
     /// Why it is not ready; empty = ready.
     pub fn reasons(&self) -> Vec<String> {
+        let waits_for = self.0.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut reasons = Vec::new();
+        if !waits_for.is_empty() {
+            reasons.push(format!("waits for the broker: {waits_for}"));
+        }
         let mut unless = |flag: &AtomicBool, reason: &str| {
             if !flag.load(Ordering::Relaxed) {
                 reasons.push(reason.to_owned());

@@ -55,6 +55,9 @@ const PUBLISHER: &str = "the publisher";
 /// How long to wait for the error that explains why another part ended.
 const CAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// First and longest pause between two attempts to open while the broker is away.
+const WAIT_MIN: Duration = Duration::from_millis(250);
+const WAIT_MAX: Duration = Duration::from_secs(4);
 /// How long the last commit may take once the log is another one.
 const LAST_COMMIT_MAX: Duration = Duration::from_secs(30);
 /// How long outputs may still be published after everything else has stopped.
@@ -99,7 +102,7 @@ async fn run_once(config: &Config, stop: &CancellationToken, http: TcpListener, 
         async move { serving.await.map_err(|error| Error::PartEnded { part: "the HTTP server", detail: error.to_string() }) },
     );
     let opened = tokio::select! {
-        opened = open(config, health, metrics, cause) => opened?,
+        opened = open_when_the_broker_is_there(config, &health, &metrics, cause) => opened?,
         // Nothing was read yet, so giving up loses nothing.
         () = stop.cancelled() => return Ok(()),
     };
@@ -129,20 +132,39 @@ struct Opened {
     metrics: Metrics,
 }
 
-/// Opens and checks, in the order of what depends on what.
-async fn open(config: &Config, health: Health, metrics: Metrics, cause: Option<Error>) -> Result<Opened, Error> {
+/// Opens everything, and tries again for as long as nothing is wrong but a broker that is away: it may start later than we do.
+async fn open_when_the_broker_is_there(config: &Config, health: &Health, metrics: &Metrics, mut cause: Option<Error>) -> Result<Opened, Error> {
+    let mut pause = WAIT_MIN;
+    loop {
+        match open(config, health.clone(), metrics.clone(), &mut cause).await {
+            Err(error) if error.is_broker_away() => {
+                health.waits_for(&error.to_string());
+                tracing::warn!("waits for the broker: {error}; tries again in {} ms", pause.as_millis());
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(WAIT_MAX);
+            }
+            outcome => {
+                health.waits_for("");
+                return outcome;
+            }
+        }
+    }
+}
+
+/// Opens and checks, in the order of what depends on what. Takes the cause once it has looked at it.
+async fn open(config: &Config, health: Health, metrics: Metrics, cause: &mut Option<Error>) -> Result<Opened, Error> {
     let streams = streams::open(config).await?;
     let own = restore::open(config, &streams).await?;
     let at = own.mark.position;
     let mut restored = restore::borne_out(config, &streams, own).await?;
     // Another state has to be folded again first.
-    let cause = cause.filter(|_| restored.mark.position == at);
+    cause.take_if(|_| restored.mark.position != at);
     let reader_at = |mark| Reader::new(config.cell.clone(), streams.clone(), mark, health.clone(), metrics.clone());
     let mut reader = reader_at(restored.mark);
     let mut checked = reader.check().await;
     let replaced = matches!(checked, Err(Error::LogReplaced { .. })) || epoch::is_behind(config, &streams, restored.mark.position).await?;
     let committed = restored.commit.as_ref().map_or(0, |commit| commit.out_seq);
-    let mut differs = cause.filter(|cause| !replaced && cause.differs_at().is_some());
+    let mut differs = cause.take().filter(|cause| !replaced && cause.differs_at().is_some());
     if let Some(error) = differs.take_if(|error| error.differs_at() <= Some(committed)) {
         return Err(error.refutes("the committed state"));
     }

@@ -245,7 +245,8 @@ async fn last_of_out(cell: &CellId, streams: &Streams) -> Result<(u64, u64), Err
     let last = streams.out.get_info().await.map_err(|error| failed(error.to_string()))?.state.last_sequence;
     let decision = match streams.out.get_last_raw_message_by_subject(&format!("{ROOT}.{cell}.out.decision.*")).await {
         Ok(message) => {
-            let event: serde_json::Value = serde_json::from_slice(&message.payload).map_err(|error| failed(error.to_string()))?;
+            let strange = |error: serde_json::Error| Error::StreamUnusable { stream: stream.clone(), what: "reading it", detail: error.to_string() };
+            let event: serde_json::Value = serde_json::from_slice(&message.payload).map_err(strange)?;
             event["data"]["decision_seq"].as_u64().unwrap_or(0)
         }
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => 0,

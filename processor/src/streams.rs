@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::datetime::DateTime;
-use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{Context, ContextBuilder, GetStreamError, GetStreamErrorKind};
+use async_nats::jetstream::context::{Context, ContextBuilder, CreateStreamErrorKind, GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Compression, Config as StreamConfig, DiscardPolicy, InfoError, RetentionPolicy, StorageType, Stream};
-use async_nats::{ConnectOptions, Event};
+use async_nats::jetstream::{self, ErrorCode};
+use async_nats::{ConnectError, ConnectErrorKind, ConnectOptions, Event};
 use plimsoll_schemas::id::CellId;
 use plimsoll_schemas::subject::{self, StreamSettings};
 use tokio::sync::watch;
@@ -58,7 +58,11 @@ pub fn is_gone(error: &InfoError) -> bool {
 pub async fn open(config: &Config) -> Result<Streams, Error> {
     let (sender, connections) = watch::channel(0u64);
     let client = connect(&config.nats, &config.replica(), sender).await?;
-    subject::check_nats_version(&client.server_info().version)?;
+    let info = client.server_info();
+    subject::check_nats_version(&info.version)?;
+    if !info.jetstream {
+        return Err(Error::NoJetStream { url: config.nats.clone() });
+    }
     let context = ContextBuilder::new().timeout(ANSWER_TIMEOUT).build(client);
     let log = ensure(&context, &subject::log_stream(&config.cell, config.log_bytes_max), config.stream_replicas).await?;
     let out = ensure(&context, &subject::out_stream(&config.cell, config.out_bytes_max), config.stream_replicas).await?;
@@ -99,7 +103,18 @@ async fn connect(url: &str, name: &str, connections: watch::Sender<u64>) -> Resu
                 }
             }
         });
-    options.connect(subject::servers(url)).await.map_err(|error| Error::Connect { url: url.to_owned(), detail: error.to_string() })
+    options.connect(subject::servers(url)).await.map_err(|error| refused_or_away(url, &error))
+}
+
+/// What a failed connection means: a broker that is away may come, one that lets nobody in stays as it is.
+fn refused_or_away(url: &str, error: &ConnectError) -> Error {
+    let (url, detail) = (url.to_owned(), error.to_string());
+    match error.kind() {
+        ConnectErrorKind::ServerParse | ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Tls => {
+            Error::ConnectRefused { url, detail }
+        }
+        ConnectErrorKind::Dns | ConnectErrorKind::TimedOut | ConnectErrorKind::Io | ConnectErrorKind::MaxReconnects => Error::Connect { url, detail },
+    }
 }
 
 /// Doubles up to a limit, with jitter so that a fleet does not come back in one instant.
@@ -130,17 +145,31 @@ fn wanted(settings: &StreamSettings, replicas: u8) -> StreamConfig {
 }
 
 async fn ensure(context: &Context, settings: &StreamSettings, replicas: u8) -> Result<Stream, Error> {
-    let failed = |what, detail: String| Error::Stream { stream: settings.name.clone(), what, detail };
+    let failed = |what, no: Option<&jetstream::Error>, detail: String| {
+        let stream = settings.name.clone();
+        if no.is_some_and(|no| !passes(no)) { Error::StreamUnusable { stream, what, detail } } else { Error::Stream { stream, what, detail } }
+    };
+    let looked_up = |what| {
+        move |error: GetStreamError| {
+            let kind = error.kind();
+            let no = if let GetStreamErrorKind::JetStream(no) = &kind { Some(no) } else { None };
+            failed(what, no, error.to_string())
+        }
+    };
     let wanted = wanted(settings, replicas);
     let created = match context.get_stream(&settings.name).await {
         Ok(_) => false,
         Err(error) if is_missing(&error) => {
-            context.create_stream(wanted.clone()).await.map_err(|error| failed("creating it", error.to_string()))?;
+            context.create_stream(wanted.clone()).await.map_err(|error| {
+                let kind = error.kind();
+                let no = if let CreateStreamErrorKind::JetStream(no) = &kind { Some(no) } else { None };
+                failed("creating it", no, error.to_string())
+            })?;
             true
         }
-        Err(error) => return Err(failed("looking it up", error.to_string())),
+        Err(error) => return Err(looked_up("looking it up")(error)),
     };
-    let stream = context.get_stream(&settings.name).await.map_err(|error| failed("reading it back", error.to_string()))?;
+    let stream = context.get_stream(&settings.name).await.map_err(looked_up("reading it back"))?;
     for difference in differences(&wanted, &stream.cached_info().config) {
         let Difference { setting, found, wanted, matters } = difference;
         if matters || created {
@@ -149,6 +178,18 @@ async fn ensure(context: &Context, settings: &StreamSettings, replicas: u8) -> R
         tracing::warn!(stream = settings.name, setting, found, wanted, "an existing stream keeps its own setting");
     }
     Ok(stream)
+}
+
+/// Whether a no of JetStream may be a yes later without anybody's doing: a cluster comes together, a server finishes its start.
+fn passes(no: &jetstream::Error) -> bool {
+    let lasting = [
+        ErrorCode::JETSTREAM_NOT_ENABLED,
+        ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT,
+        ErrorCode::INSUFFICIENT_RESOURCES,
+        ErrorCode::STORAGE_RESOURCES_EXCEEDED,
+    ];
+    let is_servers_fault = no.code() >= 500;
+    no.error_code() == ErrorCode::CLUSTER_NO_PEERS || (is_servers_fault && !lasting.contains(&no.error_code()))
 }
 
 fn is_missing(error: &GetStreamError) -> bool {

@@ -1,7 +1,8 @@
 //! The tail: everything not yet sealed, streamed to query processes over Arrow Flight as it is folded.
 //!
 //! `DoGet({"table":"…","after":{"epoch":0,"sequence":n}})` sends the schema, then every row behind `after` in order of place: from the store,
-//! then from memory, then live, without end. Every message says in `app_metadata` up to which position all rows of the table were sent.
+//! then from memory, then live, without end. Every message says in `app_metadata` up to which position all rows of the table were sent, the
+//! first one also of which cell, log epoch and logic they are.
 //! `DoGet({"table":"samples","devices":[…],"limit":n})` sends samples of the recent ring and ends. `DoAction("status")` gives one JSON object.
 
 use std::pin::Pin;
@@ -20,7 +21,7 @@ use arrow_flight::{
 use bytes::Bytes;
 use futures::stream::{self, Stream};
 use plimsoll_archive::table;
-use plimsoll_fold::Summary;
+use plimsoll_fold::{LOGIC, Summary};
 use plimsoll_schemas::id::{CellId, DeviceKey, Position};
 use plimsoll_schemas::row::{PlacedRow, SampleRow, Table};
 use plimsoll_schemas::time::LogTime;
@@ -95,6 +96,24 @@ pub struct Applied {
     pub logged_at_ns: i64,
     /// The newest manifest the log has told of.
     pub sealed: Option<Sealed>,
+}
+
+/// How far rows were sent, and whose they are: on the first message of a table's stream.
+#[derive(Debug, Serialize)]
+struct Opening<'a> {
+    #[serde(flatten)]
+    applied: Applied,
+    origin: Origin<'a>,
+}
+
+/// Whose rows they are. Whoever has others of the same cell, log epoch and logic goes on from them by position alone.
+#[derive(Debug, Serialize)]
+struct Origin<'a> {
+    cell: &'a CellId,
+    /// What was folded when the stream began.
+    folded: Position,
+    /// By which logic.
+    logic: u32,
 }
 
 /// The answer to `status`.
@@ -241,7 +260,9 @@ impl Tail {
     async fn follow(self, table: Table, after: Position, messages: Messages) -> Result<(), Status> {
         let Subscription { committed, unstored, applied, mut live, queued_rows } = self.ask(Ask::Subscribe).await??;
         let outgoing = Outgoing { cell: self.cell.clone(), table, schema: table::schema(table), messages };
-        send(&outgoing.messages, schema_message(&outgoing.schema, &Applied { applied: after, ..applied })?).await?;
+        let origin = Origin { cell: &self.cell, folded: applied.applied, logic: LOGIC };
+        let opening = Opening { applied: Applied { applied: after, ..applied }, origin };
+        send(&outgoing.messages, schema_message(&outgoing.schema, &opening)?).await?;
         let (stored, store) = (outgoing.clone(), self.store.clone());
         let runtime = tokio::runtime::Handle::current();
         let reading = tokio::task::spawn_blocking(move || runtime.block_on(stored.send_stored(&store, after, committed, applied)));
@@ -352,14 +373,14 @@ fn internal(error: impl std::fmt::Display) -> Status {
     Status::internal(error.to_string())
 }
 
-fn metadata(applied: &Applied) -> Bytes {
-    serde_json::to_vec(applied).expect("numbers always serialise").into()
+fn metadata(said: &impl Serialize) -> Bytes {
+    serde_json::to_vec(said).expect("numbers always serialise").into()
 }
 
-fn schema_message(schema: &SchemaRef, applied: &Applied) -> Result<FlightData, Status> {
+fn schema_message(schema: &SchemaRef, said: &impl Serialize) -> Result<FlightData, Status> {
     let mut messages = batches_to_flight_data(schema, Vec::new()).map_err(internal)?;
     let message = messages.pop().ok_or_else(|| Status::internal("no schema message"))?;
-    Ok(message.with_app_metadata(metadata(applied)))
+    Ok(message.with_app_metadata(metadata(said)))
 }
 
 async fn send_batch(messages: &Messages, schema: &SchemaRef, batch: RecordBatch, applied: &Applied) -> Result<(), Status> {

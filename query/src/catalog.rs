@@ -13,7 +13,7 @@ use crate::samples::SamplesTable;
 use crate::snapshot::Snapshot;
 use crate::system::{self, QueryLog};
 use crate::tail::Health;
-use crate::tail::follow::Processor;
+use crate::tail::processor::Processors;
 
 /// The only catalog.
 pub const CATALOG: &str = "plimsoll";
@@ -37,7 +37,7 @@ pub struct View {
     /// Counts what is read.
     pub scanned: Arc<Scanned>,
     /// Where samples are fetched.
-    pub processor: Option<Processor>,
+    pub processors: Option<Processors>,
     /// Most samples fetched.
     pub samples_rows_max: u64,
     /// The statements that were run.
@@ -94,7 +94,7 @@ impl SchemaProvider for Public {
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         if name == SAMPLES {
-            return Ok(Some(Arc::new(SamplesTable::new(self.0.processor.clone(), self.0.samples_rows_max))));
+            return Ok(Some(Arc::new(SamplesTable::new(self.0.processors.clone(), self.0.samples_rows_max))));
         }
         match Table::from_name(name) {
             Some(table) => Ok(Some(Arc::new(Shown::new(table, &self.0.snapshot, &self.0.scanned)?))),

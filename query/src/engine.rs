@@ -42,8 +42,8 @@ use crate::snapshot::Snapshot;
 use crate::statement::{self, Reader};
 use crate::stop::{Stop, StopInJoins};
 use crate::system::{QueryLog, Ran};
-use crate::tail::follow::Processor;
-use crate::tail::{Health, Tail};
+use crate::tail::processor::Processors;
+use crate::tail::{Followed, Health, Tail};
 
 /// Batches that wait for the client; the statement waits when they are not taken.
 const BATCHES_AHEAD: usize = 2;
@@ -62,7 +62,7 @@ struct Inner {
     environment: Arc<RuntimeEnv>,
     pg_catalog: Arc<dyn SchemaProvider>,
     tail: Tail,
-    processor: Option<Processor>,
+    processors: Option<Processors>,
     archive: Archive,
     limits: Limits,
     admission: Admission,
@@ -165,7 +165,7 @@ impl Drop for Running {
 
 impl Engine {
     /// An engine over this tail and archive. Errors if the engine cannot be set up.
-    pub fn new(tail: Tail, processor: Option<Processor>, archive: Archive, limits: Limits) -> Result<Self, Error> {
+    pub fn new(tail: Tail, processors: Option<Processors>, archive: Archive, limits: Limits) -> Result<Self, Error> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let memory = shared_memory(&limits);
         let log = Arc::new(QueryLog::default());
@@ -175,7 +175,7 @@ impl Engine {
             snapshot: Arc::new(Snapshot::empty()),
             health: Health::default(),
             scanned: Arc::default(),
-            processor: None,
+            processors: None,
             samples_rows_max: limits.samples_rows_max,
             log: log.clone(),
             pg_catalog: None,
@@ -194,7 +194,7 @@ impl Engine {
             environment,
             pg_catalog,
             tail,
-            processor,
+            processors,
             archive,
             admission: Admission::new(&limits),
             memory,
@@ -238,6 +238,11 @@ impl Engine {
     pub fn reasons(&self) -> Vec<String> {
         let root = self.0.archive.root().display().to_string();
         self.0.tail.health().reasons.into_iter().map(|reason| reason.replace(&root, "archive:")).collect()
+    }
+
+    /// Which processor's tail is followed.
+    pub fn followed(&self) -> Followed {
+        self.0.tail.health().followed
     }
 
     /// What a statement will give. Errors as running it would, as far as planning goes.
@@ -312,7 +317,7 @@ impl Engine {
             snapshot,
             health: self.0.tail.health(),
             scanned,
-            processor: self.0.processor.clone(),
+            processors: self.0.processors.clone(),
             samples_rows_max: self.0.limits.samples_rows_max,
             log: self.0.log.clone(),
             pg_catalog: Some(self.0.pg_catalog.clone()),

@@ -40,6 +40,8 @@ pub struct Metrics {
     tail_bytes: Gauge,
     tail_streams: Gauge,
     tail_full: Gauge,
+    tail_followed: Gauge,
+    tail_changes: Gauge,
     freshness_ms: Gauge,
     manifest_version: Gauge,
     ready: Gauge,
@@ -74,6 +76,8 @@ impl Default for Metrics {
         let tail_bytes = gauge("tail_bytes", "Bytes of unsealed rows held in memory");
         let tail_streams = gauge("tail_streams_connected", "Tail streams connected to the processor");
         let tail_full = gauge("tail_full_waits", "How often a tail stream had to wait for room since the start");
+        let tail_followed = gauge("tail_followed", "Which address of --tail is followed, counted from 1");
+        let tail_changes = gauge("tail_changes", "How often another tail was taken since the start");
         let freshness_ms = gauge("freshness_ms", "Age of the newest log time that answers include, ms; -1 if not known");
         let manifest_version = gauge("manifest_version", "Version of the manifest in use; 0 if nothing is sealed");
         let ready = gauge("ready", "1 if answers are whole and fresh");
@@ -97,6 +101,8 @@ impl Default for Metrics {
             tail_bytes,
             tail_streams,
             tail_full,
+            tail_followed,
+            tail_changes,
             freshness_ms,
             manifest_version,
             ready,
@@ -115,6 +121,8 @@ impl Metrics {
         self.tail_bytes.set(signed(now.health.bytes));
         self.tail_streams.set(signed(now.health.connected));
         self.tail_full.set(i64::try_from(now.health.full_total).unwrap_or(i64::MAX));
+        self.tail_followed.set(signed(now.health.followed.index + 1));
+        self.tail_changes.set(i64::try_from(now.health.followed.changes_total).unwrap_or(i64::MAX));
         self.freshness_ms.set(now.snapshot.and_then(Snapshot::freshness_ms).unwrap_or(-1));
         self.manifest_version.set(now.snapshot.and_then(Snapshot::manifest).map_or(0, |manifest| manifest.version as i64));
         self.ready.set(i64::from(now.health.reasons.is_empty()));

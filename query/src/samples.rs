@@ -15,23 +15,23 @@ use plimsoll_archive::table;
 
 use crate::error::Error;
 use crate::provider::{plain, plain_schema};
-use crate::tail::follow::Processor;
+use crate::tail::processor::Processors;
 
 const KEY: &str = "device_key";
 
 /// The recent ring as a table.
 #[derive(Debug)]
 pub struct SamplesTable {
-    processor: Option<Processor>,
+    processors: Option<Processors>,
     rows_max: u64,
     schema: SchemaRef,
 }
 
 impl SamplesTable {
-    /// The ring of this processor; without one the table only describes itself. Statements that would need more than `rows_max`
+    /// The ring of the processor that is followed; without one the table only describes itself. Statements that would need more than `rows_max`
     /// rows are refused.
-    pub fn new(processor: Option<Processor>, rows_max: u64) -> Self {
-        Self { processor, rows_max, schema: plain_schema(&table::samples_schema()) }
+    pub fn new(processors: Option<Processors>, rows_max: u64) -> Self {
+        Self { processors, rows_max, schema: plain_schema(&table::samples_schema()) }
     }
 }
 
@@ -52,11 +52,11 @@ impl TableProvider for SamplesTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let processor = self.processor.as_ref().ok_or_else(|| Error::ProcessorAway("none is configured".to_owned()))?;
+        let processors = self.processors.as_ref().ok_or_else(|| Error::ProcessorAway("none is configured".to_owned()))?;
         let devices = filters.iter().filter_map(devices).next();
         // A limit that the engine pushed down may cut; our own must not, silently.
         let wanted = limit.map_or(self.rows_max + 1, |limit| (limit as u64).min(self.rows_max + 1));
-        let batches = processor.samples(devices, wanted).await?;
+        let batches = processors.samples(devices, wanted).await?;
         let rows: usize = batches.iter().map(|batch| batch.num_rows()).sum();
         if rows as u64 > self.rows_max {
             return Err(Error::Invalid(format!("samples: more than {} rows; name GPUs (WHERE device_key = ...) or add LIMIT", self.rows_max)).into());

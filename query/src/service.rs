@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::doors::{http, postgres};
 use crate::engine::Engine;
 use crate::limits::Limits;
-use crate::tail::follow::Processor;
+use crate::tail::processor::Processors;
 use crate::tail::{self, Tail};
 
 /// Longest time from a request to stop until the end.
@@ -32,7 +32,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Parser)]
 #[command(name = "plimsoll-query", version)]
 pub struct Config {
-    /// Tail server of the processor.
+    /// Tail server of the processor, or those of several replicas of one cell separated by commas: one at a time is followed.
     #[arg(long, env = "PLIMSOLL_QUERY_TAIL", default_value = "http://127.0.0.1:9412")]
     pub tail: String,
     /// Folder (or file:// URL) of the archive.
@@ -140,11 +140,11 @@ impl Service {
         let address = |door: &TcpListener, asked: SocketAddr| door.local_addr().unwrap_or(asked);
         let (http, pg) = (address(&http_door, config.http), address(&pg_door, config.pg));
         let archive = Archive::open(&config.archive, &config.cell)?;
-        let processor = Processor::at(&config.tail)?;
-        let tail = Tail::new(tail::Limits { rows: config.tail_rows, bytes: config.tail_mb << 20 });
-        let engine = Engine::new(tail.clone(), Some(processor.clone()), archive.clone(), config.limits())?;
+        let processors = Processors::at(&config.tail)?;
+        let tail = Tail::new(config.cell.clone(), tail::Limits { rows: config.tail_rows, bytes: config.tail_mb << 20 });
+        let engine = Engine::new(tail.clone(), Some(processors.clone()), archive.clone(), config.limits())?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        tail.start(&processor, &archive, &tasks, &stop);
+        tail.start(&processors, &archive, &tasks, &stop);
         tasks.spawn(postgres::serve(pg_door, engine.clone(), config.max_connections, tasks.clone(), stop.clone()));
         let (for_http, until) = (engine.clone(), stop.clone());
         tasks.spawn(async move {

@@ -52,6 +52,8 @@ pub fn cells(cell: &str, snapshot: &Snapshot, health: &Health) -> Result<Arc<dyn
         ("files", int64(signed(snapshot.manifest().map_or(0, |manifest| manifest.files.len() as u64))), true),
         ("lag", int64(ahead.and_then(signed)), true),
         ("connected", Arc::new(BooleanArray::from(vec![snapshot.connected()])), true),
+        ("tail", Arc::new(StringArray::from(vec![health.followed.url.as_str()])), false),
+        ("tail_changes", int64(signed(health.followed.changes_total)), true),
         ("replica", Arc::new(StringArray::from(vec![status.and_then(|status| status.replica.clone())])), true),
         ("out_seq", int64(status.and_then(|status| signed(status.out_seq))), true),
         ("decision_seq", int64(status.and_then(|status| signed(status.decision_seq))), true),

@@ -4,19 +4,25 @@
 //! behind the last such position, or behind the manifest if that is further, and what came of later positions is forgotten. Rows that
 //! a newly loaded manifest holds are dropped. When the limit of rows or bytes is reached the streams are not read on: the answers grow
 //! old, and say so.
+//!
+//! One of several processors is followed at a time (`lookout`). Going on with another is like going on after a break: it makes the same
+//! rows at the same positions. Where it does not (`origin`) everything behind the manifest is read again, and answers stay as they
+//! were until that is done.
 
-pub mod follow;
 pub mod wire;
+mod parts;
+mod origin;
+pub mod processor;
+mod follow;
+mod choice;
+mod lookout;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use datafusion::arrow::array::{AsArray, BooleanArray};
-use datafusion::arrow::compute::{concat_batches, filter_record_batch};
-use datafusion::arrow::datatypes::{Int32Type, Int64Type};
 use datafusion::arrow::record_batch::RecordBatch;
-use plimsoll_archive::{Archive, Manifest, encode};
-use plimsoll_schemas::id::{LogEpoch, Position};
+use plimsoll_archive::{Archive, Manifest};
+use plimsoll_schemas::id::{CellId, Position};
 use plimsoll_schemas::row::Table;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -24,13 +30,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock;
 use crate::error::Error;
-use crate::provider::plain;
 use crate::snapshot::{Freshness, Snapshot};
-use follow::Processor;
-use wire::{Progress, Status};
-
-/// Batches smaller than this are put together, so that a quiet day does not become a thousand slivers.
-const SLIVER_ROWS: usize = 4_096;
+use choice::Standing;
+use origin::Meeting;
+pub(crate) use parts::Part;
+use parts::{after, between, push};
+use processor::Processors;
+use wire::{Origin, Progress, Status};
 
 /// How much the tail may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +53,7 @@ pub struct Tail(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
+    cell: CellId,
     limits: Limits,
     state: Mutex<State>,
     /// Wakes whoever waits for room.
@@ -64,10 +71,45 @@ struct State {
     archive_error: Option<String>,
     archive_read: bool,
     status: Option<Status>,
+    followed: Followed,
+    /// Whose rows are held; absent before the first.
+    origin: Option<Origin>,
+    /// Counts how often everything behind the manifest was read again.
+    turn: u64,
+    /// What answers see while that is under way.
+    kept: Option<Kept>,
     rows: usize,
     bytes: usize,
     /// How often a stream had to wait for room.
     full_total: u64,
+}
+
+/// What was seen before everything behind the manifest is read again.
+#[derive(Debug)]
+struct Kept {
+    snapshot: Arc<Snapshot>,
+    /// Shown until the streams have come this far.
+    until: Position,
+}
+
+/// Which of the tails is followed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Followed {
+    /// Its place in the list, from 0.
+    pub index: usize,
+    /// Its address; empty before the start.
+    pub url: String,
+    /// How often another one was taken since the start.
+    pub changes_total: u64,
+}
+
+/// Where a stream begins.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Resume {
+    /// Behind this position.
+    pub after: Position,
+    /// Which turn it belongs to: what comes in a later one is not its to add.
+    turn: u64,
 }
 
 #[derive(Debug, Default)]
@@ -78,17 +120,6 @@ struct Stream {
     logged_at_ns: i64,
     connected: bool,
     error: Option<String>,
-}
-
-/// A batch with the places of its rows.
-#[derive(Debug, Clone)]
-pub(crate) struct Part {
-    pub batch: RecordBatch,
-    pub first: Position,
-    pub last: Position,
-    /// Window starts of later parts of windows, microseconds.
-    pub late: Option<(i64, i64)>,
-    bytes: usize,
 }
 
 /// Whether another message may be read.
@@ -114,38 +145,35 @@ pub struct Health {
     pub full_total: u64,
     /// What the processor last said of itself.
     pub status: Option<Status>,
+    /// Which processor is followed.
+    pub followed: Followed,
 }
 
 impl Tail {
-    /// A tail that holds nothing yet; [`Tail::start`] makes it follow a processor.
-    pub fn new(limits: Limits) -> Self {
+    /// A tail of a cell that holds nothing yet; [`Tail::start`] makes it follow a processor.
+    pub fn new(cell: CellId, limits: Limits) -> Self {
         let tables = Table::ALL.iter().map(|&table| (table, Stream::default())).collect();
         let state = Mutex::new(State { tables, ..State::default() });
-        Self(Arc::new(Shared { limits, state, freed: Arc::default(), hint: Arc::default(), changed: Notify::new() }))
+        Self(Arc::new(Shared { cell, limits, state, freed: Arc::default(), hint: Arc::default(), changed: Notify::new() }))
     }
 
-    /// Follows the processor and the archive on the tracker's tasks until told to stop.
-    pub fn start(&self, processor: &Processor, archive: &Archive, tasks: &TaskTracker, stop: &CancellationToken) {
+    /// Follows one of the processors, and the archive, on the tracker's tasks until told to stop.
+    pub fn start(&self, processors: &Processors, archive: &Archive, tasks: &TaskTracker, stop: &CancellationToken) {
         for &table in Table::ALL {
-            tasks.spawn(follow::follow(self.clone(), processor.clone(), table, stop.clone()));
+            tasks.spawn(follow::follow(self.clone(), processors.clone(), table, stop.clone()));
         }
-        tasks.spawn(follow::watch(self.clone(), archive.clone(), processor.clone(), self.0.hint.clone(), stop.clone()));
+        tasks.spawn(lookout::look_out(self.clone(), processors.clone(), stop.clone()));
+        tasks.spawn(follow::watch(self.clone(), archive.clone(), self.0.hint.clone(), stop.clone()));
     }
 
     /// What a statement that starts now sees: one manifest and one position. Errors while the archive was not read yet: an answer
     /// would silently lack rows.
     pub fn snapshot(&self) -> Result<Arc<Snapshot>, Error> {
         let state = self.lock();
-        let sealed = state.manifest.as_ref().map_or(Position::default(), |manifest| manifest.position);
         if !state.archive_read && state.manifest.is_none() {
             return Err(Error::Starting(state.archive_error.clone().unwrap_or_else(|| "the archive was not read yet".to_owned())));
         }
-        let applied = state.tables.values().map(|stream| stream.applied).min().unwrap_or_default();
-        let position = applied.max(sealed);
-        let logged_at_ns = state.tables.values().map(|stream| stream.logged_at_ns).min().filter(|&at| at > 0);
-        let tail = state.tables.iter().map(|(&table, stream)| (table, between(&stream.parts, sealed, position))).collect();
-        let freshness = Freshness { logged_at_ns, connected: state.tables.values().all(|stream| stream.connected) };
-        Ok(Arc::new(Snapshot::new(state.manifest.clone(), position, tail, freshness)))
+        Ok(state.kept.as_ref().map_or_else(|| state.snapshot(), |kept| kept.snapshot.clone()))
     }
 
     /// Why answers are not what they should be, and how much is held.
@@ -155,7 +183,11 @@ impl Tail {
         let connected = state.tables.values().filter(|stream| stream.connected).count();
         if let Some((table, stream)) = state.tables.iter().find(|(_, stream)| !stream.connected) {
             let detail = stream.error.as_deref().unwrap_or("not connected yet");
-            reasons.push(format!("{} of {} tail streams are connected ({}: {detail})", connected, state.tables.len(), table.name()));
+            let (all, of, url) = (state.tables.len(), table.name(), &state.followed.url);
+            reasons.push(format!("{connected} of {all} tail streams are connected ({of} of {url}: {detail})"));
+        }
+        if state.kept.is_some() {
+            reasons.push("everything behind the manifest is read again, until then answers stay as they are".to_owned());
         }
         if self.is_full(&state) {
             let Limits { rows, bytes } = self.0.limits;
@@ -166,7 +198,8 @@ impl Tail {
             None if !state.archive_read => reasons.push("the archive was not read yet".to_owned()),
             None => {}
         }
-        Health { reasons, rows: state.rows, bytes: state.bytes, connected, full_total: state.full_total, status: state.status.clone() }
+        let (status, followed) = (state.status.clone(), state.followed.clone());
+        Health { reasons, rows: state.rows, bytes: state.bytes, connected, full_total: state.full_total, status, followed }
     }
 
     /// The newest manifest loaded.
@@ -187,19 +220,19 @@ impl Tail {
 
     /// Where a stream of this table goes on: behind what is here or sealed. What came of later positions will come again and is
     /// forgotten. Absent while the archive was not read.
-    pub(crate) fn resume(&self, table: Table) -> Option<Position> {
+    pub(crate) fn resume(&self, table: Table) -> Option<Resume> {
         let mut guard = self.lock();
         let state = &mut *guard;
         if !state.archive_read {
             return None;
         }
-        let sealed = state.manifest.as_ref().map_or(Position::default(), |manifest| manifest.position);
+        let sealed = state.sealed();
         let stream = state.tables.get_mut(&table)?;
         stream.parts = between(&stream.parts, Position::default(), stream.applied);
         stream.applied = stream.applied.max(sealed);
         let after = stream.applied;
         state.count();
-        Some(after)
+        Some(Resume { after, turn: state.turn })
     }
 
     /// Whether a stream may read on. One that holds nothing always may: the position of all is that of the slowest.
@@ -212,22 +245,32 @@ impl Tail {
         Room::Full(self.0.freed.clone())
     }
 
-    /// Takes the rows of one message and the position they reach. Errors if they do not say where they come from.
-    pub(crate) fn advance(&self, table: Table, batches: Vec<RecordBatch>, progress: &Progress) -> Result<(), String> {
+    /// Takes the rows of one message and the position they reach, from a stream that began there. Errors if they do not say where they
+    /// come from, or if they do not go on from what is held.
+    pub(crate) fn advance(&self, table: Table, began: Resume, batches: Vec<RecordBatch>, progress: &Progress) -> Result<(), String> {
         let mut guard = self.lock();
         let state = &mut *guard;
+        if began.turn != state.turn {
+            return Err("everything behind the manifest is read again".to_owned());
+        }
+        if let Some(origin) = &progress.origin {
+            state.meet(&self.0.cell, origin)?;
+        }
         let stream = state.tables.get_mut(&table).ok_or_else(|| "no such table".to_owned())?;
         let had = stream.applied;
         for batch in batches {
             let unseen = after(&batch, had).map_err(|error| error.to_string())?;
             if let Some(part) = Part::new(table, unseen)? {
-                push(stream, part, &mut state.rows, &mut state.bytes);
+                push(&mut stream.parts, part, &mut state.rows, &mut state.bytes);
             }
         }
         stream.applied = had.max(progress.applied);
         stream.logged_at_ns = stream.logged_at_ns.max(progress.logged_at_ns);
         stream.connected = true;
         stream.error = None;
+        if state.kept.as_ref().is_some_and(|kept| state.applied() >= kept.until) {
+            state.kept = None;
+        }
         let known = state.manifest.as_ref().map_or(0, |manifest| manifest.version);
         if progress.sealed.is_some_and(|sealed| sealed.version > known) {
             self.0.hint.notify_one();
@@ -286,6 +329,23 @@ impl Tail {
         self.lock().status = status;
     }
 
+    pub(crate) fn follows(&self, followed: Followed) {
+        self.lock().followed = followed;
+    }
+
+    /// The cell whose rows are held.
+    pub(crate) fn cell(&self) -> &CellId {
+        &self.0.cell
+    }
+
+    /// What the choice of a processor hangs on.
+    pub(crate) fn standing(&self) -> Standing {
+        let state = self.lock();
+        // Before the archive is read no stream begins, whoever sends it.
+        let broken = state.archive_read && state.tables.values().any(|stream| !stream.connected);
+        Standing { held: state.applied().max(state.sealed()), broken }
+    }
+
     fn is_full(&self, state: &State) -> bool {
         state.rows >= self.0.limits.rows || state.bytes >= self.0.limits.bytes
     }
@@ -297,77 +357,53 @@ impl Tail {
 }
 
 impl State {
+    fn sealed(&self) -> Position {
+        self.manifest.as_ref().map_or(Position::default(), |manifest| manifest.position)
+    }
+
+    /// Every row of every table up to here is held or sealed.
+    fn applied(&self) -> Position {
+        self.tables.values().map(|stream| stream.applied).min().unwrap_or_default()
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        let sealed = self.sealed();
+        let position = self.applied().max(sealed);
+        let logged_at_ns = self.tables.values().map(|stream| stream.logged_at_ns).min().filter(|&at| at > 0);
+        let tail = self.tables.iter().map(|(&table, stream)| (table, between(&stream.parts, sealed, position))).collect();
+        let freshness = Freshness { logged_at_ns, connected: self.tables.values().all(|stream| stream.connected) };
+        Arc::new(Snapshot::new(self.manifest.clone(), position, tail, freshness))
+    }
+
+    /// Checks that a stream's rows go on from those held. Where they do not but may be read, everything behind the manifest is forgotten
+    /// for them, and answers stay as they are until the streams have come as far again. Errors unless this stream goes on.
+    fn meet(&mut self, cell: &CellId, met: &Origin) -> Result<(), String> {
+        match origin::meet(cell, self.origin.as_ref(), met) {
+            Meeting::Same => {
+                self.origin.get_or_insert_with(|| met.clone());
+                Ok(())
+            }
+            Meeting::Refused(why) => Err(why),
+            Meeting::Turned(why) => {
+                tracing::warn!(why, "everything behind the manifest is read again");
+                let shown = self.kept.take().map_or_else(|| self.snapshot(), |kept| kept.snapshot);
+                self.kept = Some(Kept { until: met.folded.max(shown.position()), snapshot: shown });
+                let sealed = self.sealed();
+                for stream in self.tables.values_mut() {
+                    *stream = Stream { applied: sealed, logged_at_ns: stream.logged_at_ns, ..Stream::default() };
+                }
+                self.origin = Some(met.clone());
+                self.turn += 1;
+                self.count();
+                Err(why)
+            }
+        }
+    }
+
     fn count(&mut self) {
         let parts = || self.tables.values().flat_map(|stream| &stream.parts);
         (self.rows, self.bytes) = parts().fold((0, 0), |(rows, bytes), part| (rows + part.batch.num_rows(), bytes + part.bytes));
     }
-}
-
-impl Part {
-    /// The batch with its places; absent if it has no rows.
-    fn new(table: Table, batch: RecordBatch) -> Result<Option<Self>, String> {
-        if batch.num_rows() == 0 {
-            return Ok(None);
-        }
-        let (first, last) = encode::positions(&batch).map_err(|error| error.to_string())?;
-        let batch = plain(&batch).map_err(|error| error.to_string())?;
-        let (late, bytes) = (encode::late(table, &batch), batch.get_array_memory_size());
-        Ok(Some(Self { batch, first, last, late, bytes }))
-    }
-}
-
-fn push(stream: &mut Stream, part: Part, rows: &mut usize, bytes: &mut usize) {
-    *rows += part.batch.num_rows();
-    let joined = match stream.parts.last() {
-        Some(last) if last.batch.num_rows() + part.batch.num_rows() <= SLIVER_ROWS => {
-            concat_batches(&last.batch.schema(), [&last.batch, &part.batch]).ok().map(|batch| Part {
-                first: last.first.min(part.first),
-                last: last.last.max(part.last),
-                late: [last.late, part.late].into_iter().flatten().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))),
-                bytes: batch.get_array_memory_size(),
-                batch,
-            })
-        }
-        Some(_) | None => None,
-    };
-    let part = match joined {
-        Some(joined) => {
-            *bytes -= stream.parts.pop().map_or(0, |last| last.bytes);
-            joined
-        }
-        None => part,
-    };
-    *bytes += part.bytes;
-    stream.parts.push(part);
-}
-
-/// The parts with rows after `from` and up to `to`; those that reach over an edge are cut.
-fn between(parts: &[Part], from: Position, to: Position) -> Vec<Part> {
-    let inside = |part: &&Part| part.last > from && part.first <= to;
-    let cut = |part: &Part| {
-        if part.first > from && part.last <= to {
-            return Some(part.clone());
-        }
-        let batch = rows_where(&part.batch, |at| from < at && at <= to).ok()?;
-        let (first, last) = encode::positions(&batch).ok()?;
-        (batch.num_rows() > 0).then(|| Part { batch, first, last, ..part.clone() })
-    };
-    parts.iter().filter(inside).filter_map(cut).collect()
-}
-
-fn after(batch: &RecordBatch, position: Position) -> Result<RecordBatch, datafusion::arrow::error::ArrowError> {
-    rows_where(batch, |at| at > position)
-}
-
-fn rows_where(batch: &RecordBatch, holds: impl Fn(Position) -> bool) -> Result<RecordBatch, datafusion::arrow::error::ArrowError> {
-    let epochs = batch.column_by_name("_epoch").and_then(|column| column.as_primitive_opt::<Int32Type>());
-    let sequences = batch.column_by_name("_seq").and_then(|column| column.as_primitive_opt::<Int64Type>());
-    let (Some(epochs), Some(sequences)) = (epochs, sequences) else {
-        return Err(datafusion::arrow::error::ArrowError::SchemaError("rows without _epoch and _seq".to_owned()));
-    };
-    let place = |(&epoch, &sequence): (&i32, &i64)| Position { epoch: LogEpoch(epoch as u32), sequence: sequence as u64 };
-    let mask: BooleanArray = epochs.values().iter().zip(sequences.values()).map(|pair| Some(holds(place(pair)))).collect();
-    filter_record_batch(batch, &mask)
 }
 
 impl Snapshot {

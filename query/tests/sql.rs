@@ -1,6 +1,7 @@
 //! SQL over archive and tail: real files, a real Flight stream, the real service, both doors. Values are checked exactly.
 
 mod support;
+mod tails;
 
 use std::time::Duration;
 

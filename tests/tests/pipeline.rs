@@ -279,6 +279,45 @@ async fn what_the_broker_loses_is_asked_for_comes_again_and_every_window_is_whol
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_killed_or_hangs_while_the_processor_starts_uses_up_none_of_its_restarts() -> Result<()> {
+    need_broker!();
+    let folder = tempfile::tempdir()?;
+    let up = Up::start(folder.path(), &["--hosts", "1", "--gpus", "2", "--no-demo"]).await?;
+    let (mut killed, log) = (0, folder.path().join("logs/processor.log"));
+    for _ in 0..2 {
+        let broker = up.pid("nats")?;
+        up.signal_part("nats", Signal::SIGKILL)?;
+        up.kill_part("processor").await?;
+        killed += 1;
+        eventually(async || {
+            ensure!(up.pid("nats")? != broker, "the broker was not started again");
+            up.metric("processor", "plimsoll_processor_active").await.map(|_| ())
+        })
+        .await?;
+    }
+    // One that hangs takes connections and says nothing.
+    up.signal_part("nats", Signal::SIGSTOP)?;
+    let said = std::fs::read_to_string(&log)?.matches("waits for the broker").count();
+    up.kill_part("processor").await?;
+    killed += 1;
+    eventually(async || {
+        ensure!(std::fs::read_to_string(&log)?.matches("waits for the broker").count() > said, "it does not wait for the broker");
+        Ok(())
+    })
+    .await?;
+    up.signal_part("nats", Signal::SIGCONT)?;
+    let windows = count(&eventually(async || up.postgres().await).await?, "gpu_windows_10s").await?;
+    eventually(async || {
+        ensure!(count(&up.postgres().await?, "gpu_windows_10s").await? > windows, "no window has closed since");
+        Ok(())
+    })
+    .await?;
+    let ends = up.events().iter().filter(|event| event["event"] == "exited" && event["part"] == "processor").count();
+    ensure!(ends == killed, "the processor was killed {killed} times and ended {ends} times");
+    up.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn garbage_on_every_subject_is_named_and_harms_nobody() -> Result<()> {
     need_broker!();
     let folder = tempfile::tempdir()?;

@@ -50,6 +50,7 @@ pub struct Broker {
     process: Child,
     folder: tempfile::TempDir,
     program: PathBuf,
+    settings: String,
     url: String,
     client: async_nats::Client,
 }
@@ -57,14 +58,27 @@ pub struct Broker {
 impl Broker {
     /// A running one; `None`, with the reason on stderr, where there is no nats-server.
     pub async fn start() -> Option<Self> {
+        Self::start_as("jetstream { max_file_store: 64GB }", None).await
+    }
+
+    /// A running one with these settings, to which the test itself connects with this name and password.
+    pub async fn start_as(settings: &str, login: Option<(&str, &str)>) -> Option<Self> {
         let Some(program) = nats_server() else {
             eprintln!("skipped: no nats-server in $NATS_SERVER, PATH or .tools");
             return None;
         };
         let folder = tempfile::tempdir().unwrap();
-        let (process, url) = launch(&program, folder.path(), -1).await;
-        let client = async_nats::connect(&url).await.unwrap();
-        Some(Self { process, folder, program, url, client })
+        let (process, url) = launch(&program, folder.path(), settings, -1).await;
+        let options = login.map_or_else(async_nats::ConnectOptions::new, |(user, password)| {
+            async_nats::ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned())
+        });
+        let client = options.connect(&url).await.unwrap();
+        Some(Self { process, folder, program, settings: settings.to_owned(), url, client })
+    }
+
+    /// Where it listens.
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// Kills it without warning and starts it again on the same port and files.
@@ -74,11 +88,21 @@ impl Broker {
 
     /// Kills it without warning, lets `damage` change its files, and starts it again.
     pub async fn kill_and(&mut self, damage: impl FnOnce(&Path)) {
+        self.kill();
+        damage(&self.folder.path().join("js/jetstream/$G/streams"));
+        self.start_again().await;
+    }
+
+    /// Kills it without warning.
+    pub fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
-        damage(&self.folder.path().join("js/jetstream/$G/streams"));
+    }
+
+    /// Starts it again on the same port and files.
+    pub async fn start_again(&mut self) {
         let port = self.url.rsplit_once(':').unwrap().1.parse().unwrap();
-        (self.process, self.url) = launch(&self.program, self.folder.path(), port).await;
+        (self.process, self.url) = launch(&self.program, self.folder.path(), &self.settings, port).await;
         eventually("the test is connected again", || async { self.client.flush().await.is_ok() }).await;
     }
 
@@ -257,18 +281,15 @@ impl Drop for Broker {
     }
 }
 
-async fn launch(program: &Path, folder: &Path, port: i32) -> (Child, String) {
+async fn launch(program: &Path, folder: &Path, settings: &str, port: i32) -> (Child, String) {
     let ports = folder.join(format!("ports-{}", port.max(0)));
     std::fs::create_dir_all(&ports).unwrap();
     let config = folder.join("nats.conf");
-    let text = format!(
-        "listen: \"127.0.0.1:{port}\"\nports_file_dir: {:?}\njetstream {{ store_dir: {:?}, max_file_store: 64GB }}\n",
-        ports.display().to_string(),
-        folder.join("js").display().to_string()
-    );
+    let text = format!("listen: \"127.0.0.1:{port}\"\nports_file_dir: {:?}\n{settings}\n", ports.display().to_string(),);
     std::fs::write(&config, text).unwrap();
     let log = std::fs::File::create(folder.join(format!("nats-{}.log", port.max(0)))).unwrap();
-    let process = Command::new(program).arg("-c").arg(&config).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+    let process =
+        Command::new(program).arg("-c").arg(&config).arg("--store_dir").arg(folder.join("js")).stdout(Stdio::null()).stderr(log).spawn().unwrap();
     let file = ports.join(format!("nats-server_{}.ports", process.id()));
     eventually("nats-server listens", || async { file.is_file() && std::fs::read(&file).is_ok_and(|text| text.ends_with(b"}")) }).await;
     let text: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
@@ -328,9 +349,14 @@ pub struct Processor {
 impl Processor {
     /// A started one, listening on free ports.
     pub async fn start(broker: &Broker, data: &Path, flags: &[&str]) -> Self {
+        Self::start_at(&broker.url, data, flags).await
+    }
+
+    /// A started one that looks for its broker there.
+    pub async fn start_at(broker: &str, data: &Path, flags: &[&str]) -> Self {
         let stderr = data.with_extension("stderr");
         let mut process = Command::new(env!("CARGO_BIN_EXE_plimsoll-processor"))
-            .args(["--nats", &broker.url, "--http", "127.0.0.1:0", "--tail", "127.0.0.1:0", "--log-bytes-max", "1073741824"])
+            .args(["--nats", broker, "--http", "127.0.0.1:0", "--tail", "127.0.0.1:0", "--log-bytes-max", "1073741824"])
             .arg("--data-dir")
             .arg(data)
             .args(flags)
@@ -358,6 +384,11 @@ impl Processor {
         let mut text = String::new();
         stream.read_to_string(&mut text).ok()?;
         Some((text.split(' ').nth(1)?.parse().ok()?, text))
+    }
+
+    /// Why it is not ready; the answer of /readyz.
+    pub fn readiness(&self) -> (u16, String) {
+        self.get("/readyz").unwrap()
     }
 
     pub async fn is_ready(&self) -> bool {

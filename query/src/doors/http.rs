@@ -221,9 +221,10 @@ fn refusal(error: &Error) -> Response {
 }
 
 async fn readyz(State(engine): State<Engine>) -> Response {
-    let reasons = engine.reasons();
+    let (reasons, followed) = (engine.reasons(), engine.followed());
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, axum::Json(json!({ "ready": reasons.is_empty(), "reasons": reasons }))).into_response()
+    let body = json!({ "ready": reasons.is_empty(), "reasons": reasons, "tail": followed.url, "tail_changes": followed.changes_total });
+    (status, axum::Json(body)).into_response()
 }
 
 async fn metrics(State(engine): State<Engine>) -> Response {

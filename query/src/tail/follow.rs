@@ -1,99 +1,49 @@
-//! The Flight side of the tail: one endless stream per table, resumed where it stopped, and the manifests of the archive.
+//! The endless streams of the tail, one per table, resumed where they stopped, and the manifests of the archive.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
-use arrow_flight::flight_service_client::FlightServiceClient;
-use arrow_flight::{Action, FlightClient, Ticket};
+use arrow_flight::decode::DecodedPayload;
 use datafusion::arrow::record_batch::RecordBatch;
 use futures::StreamExt;
 use plimsoll_archive::{Archive, table};
 use plimsoll_schemas::row::Table;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
 
-use super::wire::{Follow, Progress, Samples, Status};
+use super::processor::{Processor, Processors, reason};
+use super::wire::{Follow, Progress};
 use super::{Room, Tail};
-use crate::error::Error;
 
 /// Longest wait for a message before the stream is given up: the server sends one a second.
 const SILENCE: Duration = Duration::from_secs(10);
-const CONNECT: Duration = Duration::from_secs(3);
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// How often the archive is asked for a newer manifest where the processor gives no hint.
 const POLL: Duration = Duration::from_secs(2);
-/// Greatest Flight message, bytes.
-const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
-/// How to reach the processor's tail server. Connects when first used, and again when the connection is lost.
-#[derive(Debug, Clone)]
-pub struct Processor {
-    channel: Channel,
-}
-
-impl Processor {
-    /// The server at this URL, such as `http://127.0.0.1:9412`. Errors if it is no URL. Must be called in a runtime.
-    pub fn at(url: &str) -> Result<Self, Error> {
-        let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| Error::Setting(format!("--tail {url:?}: {error}")))?;
-        let channel = endpoint.connect_timeout(CONNECT).http2_keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE).connect_lazy();
-        Ok(Self { channel })
-    }
-
-    fn client(&self) -> FlightClient {
-        FlightClient::new_from_inner(FlightServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-    }
-
-    async fn get(&self, ticket: &impl serde::Serialize) -> Result<FlightDataDecoder, String> {
-        let ticket = serde_json::to_vec(ticket).map_err(|error| error.to_string())?;
-        let stream = self.client().do_get(Ticket::new(ticket)).await.map_err(|error| reason(&error))?;
-        Ok(stream.into_inner())
-    }
-
-    /// The newest samples of these GPUs, or of all, at most `limit` rows.
-    pub async fn samples(&self, devices: Option<Vec<i64>>, limit: u64) -> Result<Vec<RecordBatch>, Error> {
-        let ticket = Samples { table: "samples".to_owned(), devices, limit };
-        let mut stream = self.get(&ticket).await.map_err(Error::ProcessorAway)?;
-        let mut batches = Vec::new();
-        while let Some(message) = stream.next().await {
-            if let DecodedPayload::RecordBatch(batch) = message.map_err(|error| Error::ProcessorAway(reason(&error)))?.payload {
-                batches.push(batch);
-            }
-        }
-        Ok(batches)
-    }
-
-    async fn status(&self) -> Result<Status, String> {
-        let mut results = self.client().do_action(Action::new("status", "")).await.map_err(|error| reason(&error))?;
-        match results.next().await {
-            Some(Ok(body)) => serde_json::from_slice(&body).map_err(|error| error.to_string()),
-            Some(Err(error)) => Err(reason(&error)),
-            None => Err("no answer to status".to_owned()),
-        }
-    }
-}
-
-/// The part of a Flight error that says something to a person.
-fn reason(error: &arrow_flight::error::FlightError) -> String {
-    let arrow_flight::error::FlightError::Tonic(status) = error else { return error.to_string() };
-    if status.message().is_empty() { status.code().to_string() } else { status.message().to_owned() }
-}
-
-/// Follows one table until told to stop, reconnecting with back-off from the last position it has.
-pub(super) async fn follow(tail: Tail, processor: Processor, table: Table, stop: CancellationToken) {
+/// Follows one table until told to stop, reconnecting with back-off from the last position it has; at once where another processor is
+/// followed from now on.
+pub(super) async fn follow(tail: Tail, processors: Processors, table: Table, stop: CancellationToken) {
+    let mut followed = processors.followed();
     let mut backoff = BACKOFF_MIN;
     loop {
+        let index = *followed.borrow_and_update();
         let ended = tokio::select! {
             () = stop.cancelled() => return,
-            ended = one_stream(&tail, &processor, table) => ended,
+            ended = one_stream(&tail, &processors.all()[index], table) => ended,
+            Ok(()) = followed.changed() => {
+                tail.disconnected(table, "another tail is followed".to_owned());
+                backoff = BACKOFF_MIN;
+                continue;
+            }
         };
         if tail.disconnected(table, ended.reason) || ended.progressed {
             backoff = BACKOFF_MIN;
         }
         tokio::select! {
             () = stop.cancelled() => return,
+            Ok(()) = followed.changed() => backoff = BACKOFF_MIN,
             () = tokio::time::sleep(backoff) => backoff = (backoff * 2).min(BACKOFF_MAX),
         }
     }
@@ -114,8 +64,8 @@ async fn one_stream(tail: &Tail, processor: &Processor, table: Table) -> Ended {
 }
 
 async fn read_stream(tail: &Tail, processor: &Processor, table: Table, progressed: &mut bool) -> Result<(), String> {
-    let after = tail.resume(table).ok_or("waits for the archive to be read")?;
-    let ticket = Follow { table: table.name().to_owned(), after };
+    let began = tail.resume(table).ok_or("waits for the archive to be read")?;
+    let ticket = Follow { table: table.name().to_owned(), after: began.after };
     let mut stream = tokio::time::timeout(SILENCE, processor.get(&ticket)).await.map_err(|_| "no answer in 10 s".to_owned())??;
     // Rows count only once a message says how far they go.
     let mut pending: Vec<RecordBatch> = Vec::new();
@@ -137,22 +87,20 @@ async fn read_stream(tail: &Tail, processor: &Processor, table: Table, progresse
         }
         if !metadata.is_empty() {
             let progress: Progress = serde_json::from_slice(&metadata).map_err(|error| format!("unreadable progress: {error}"))?;
-            tail.advance(table, std::mem::take(&mut pending), &progress)?;
+            tail.advance(table, began, std::mem::take(&mut pending), &progress)?;
             *progressed = true;
         }
     }
 }
 
-/// Keeps the newest manifest and the processor's status until told to stop.
-pub(super) async fn watch(tail: Tail, archive: Archive, processor: Processor, hint: std::sync::Arc<Notify>, stop: CancellationToken) {
+/// Keeps the newest manifest until told to stop.
+pub(super) async fn watch(tail: Tail, archive: Archive, hint: Arc<Notify>, stop: CancellationToken) {
     loop {
         let known = tail.manifest();
         match archive.newer_than(known.as_deref()).await {
             Ok(newer) => tail.adopt(newer),
             Err(error) => tail.archive_failed(error.to_string()),
         }
-        let status = tokio::time::timeout(CONNECT, processor.status()).await;
-        tail.processor_status(status.ok().and_then(Result::ok));
         tokio::select! {
             () = stop.cancelled() => return,
             () = hint.notified() => {}

@@ -33,6 +33,20 @@ pub struct Progress {
     /// The newest manifest the processor knows of.
     #[serde(default)]
     pub sealed: Option<Sealed>,
+    /// Whose rows these are; with the first message of a stream.
+    #[serde(default)]
+    pub origin: Option<Origin>,
+}
+
+/// Whose rows a stream carries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The cell.
+    pub cell: String,
+    /// What the processor had folded when the stream began.
+    pub folded: Position,
+    /// By which logic it folds.
+    pub logic: u32,
 }
 
 /// A manifest by its version.

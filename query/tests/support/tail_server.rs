@@ -14,7 +14,7 @@ use arrow_flight::{
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use plimsoll_archive::table;
-use plimsoll_query::tail::wire::{Follow, Progress, Samples, Sealed, Status as TailStatus};
+use plimsoll_query::tail::wire::{Follow, Origin, Progress, Samples, Sealed, Status as TailStatus};
 use plimsoll_schemas::id::Position;
 use plimsoll_schemas::row::{PlacedRow, SampleRow, Table};
 use tokio::net::TcpListener;
@@ -28,6 +28,8 @@ use super::rows::{at, cell};
 /// What the server has to say.
 #[derive(Debug, Clone, Default)]
 struct Content {
+    cell: String,
+    logic: u32,
     rows: Arc<Vec<PlacedRow>>,
     applied: Position,
     logged_at_ns: i64,
@@ -48,8 +50,14 @@ pub struct TailServer {
 impl TailServer {
     /// Serves these rows; the newest one is the newest record.
     pub async fn start(rows: Vec<PlacedRow>) -> Self {
+        Self::of_cell(cell().as_str(), rows).await
+    }
+
+    /// Serves these rows as those of this cell.
+    pub async fn of_cell(cell: &str, rows: Vec<PlacedRow>) -> Self {
         let applied = rows.iter().map(|row| row.position).max().unwrap_or_default();
-        let content = Content { rows: Arc::new(rows), applied, logged_at_ns: plimsoll_query::clock::now_ns(), ..Content::default() };
+        let content =
+            Content { cell: cell.to_owned(), rows: Arc::new(rows), applied, logged_at_ns: plimsoll_query::clock::now_ns(), ..Content::default() };
         Self::listen("127.0.0.1:0".parse().expect("an address"), Arc::new(watch::channel(content).0), Arc::default()).await
     }
 
@@ -120,6 +128,16 @@ pub struct Gone {
 }
 
 impl Gone {
+    /// Has other rows from now on, up to the newest of them, folded by this logic.
+    pub fn with(self, rows: Vec<PlacedRow>, logic: u32) -> Self {
+        self.content.send_modify(|content| {
+            content.applied = rows.iter().map(|row| row.position).max().unwrap_or_default();
+            content.logic = logic;
+            content.rows = Arc::new(rows);
+        });
+        self
+    }
+
     /// The same server at the same address.
     pub async fn back(self) -> TailServer {
         TailServer::listen(self.address, self.content, self.asked).await
@@ -135,7 +153,14 @@ struct Serving {
 type Answer<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 fn metadata(content: &Content, applied: Position) -> Bytes {
-    let progress = Progress { applied, logged_at_ns: content.logged_at_ns, sealed: content.sealed };
+    let progress = Progress { applied, logged_at_ns: content.logged_at_ns, sealed: content.sealed, origin: None };
+    serde_json::to_vec(&progress).expect("JSON").into()
+}
+
+/// What the first message of a stream says.
+fn opening(content: &Content, after: Position) -> Bytes {
+    let origin = Origin { cell: content.cell.clone(), folded: content.applied, logic: content.logic };
+    let progress = Progress { applied: after, logged_at_ns: content.logged_at_ns, sealed: content.sealed, origin: Some(origin) };
     serde_json::to_vec(&progress).expect("JSON").into()
 }
 
@@ -157,7 +182,7 @@ impl Serving {
         let (send, receive) = tokio::sync::mpsc::channel(4);
         tokio::spawn(async move {
             let schema = batches_to_flight_data(&table::schema(table), Vec::new()).expect("flight").remove(0);
-            let first = metadata(&content.borrow(), after);
+            let first = opening(&content.borrow(), after);
             let mut outgoing = vec![schema.with_app_metadata(first)];
             loop {
                 let now = content.borrow_and_update().clone();
@@ -214,7 +239,8 @@ impl FlightService for Serving {
 
     async fn do_action(&self, _: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
         let content = self.content.borrow().clone();
-        let status = TailStatus { cell: "local".to_owned(), position: content.applied, logged_at_ns: content.logged_at_ns, ..TailStatus::default() };
+        let status =
+            TailStatus { cell: content.cell.clone(), position: content.applied, logged_at_ns: content.logged_at_ns, ..TailStatus::default() };
         let body = arrow_flight::Result { body: serde_json::to_vec(&status).expect("JSON").into() };
         Ok(Response::new(futures::stream::once(async move { Ok(body) }).boxed()))
     }

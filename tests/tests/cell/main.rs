@@ -3,6 +3,7 @@
 
 mod kills;
 mod power;
+mod tails;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

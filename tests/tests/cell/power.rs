@@ -177,7 +177,7 @@ impl Stage {
         })
         .await?;
         self.cell.both_are_ready().await?;
-        self.cell.nobody_gave_up().map(|_| ())
+        self.cell.nobody_gave_up()
     }
 
     async fn judge(&self, sent: &Sent, until_s: i64) -> Result<()> {
