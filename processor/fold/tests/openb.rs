@@ -1,0 +1,128 @@
+//! The published experiment, run again: five policies must give the published curves at every mark. Reads the traces beside the
+//! workspace, or in `OPENB_DIR`, and is skipped where they are not. `OPENB_ALL=1` runs every trace, otherwise the default one.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use plimsoll_fold::placement::openb::arrivals::{self, Sequence, Sizes};
+use plimsoll_fold::placement::openb::curve::{Curve, MARK_MAX};
+use plimsoll_fold::placement::openb::{self, trace};
+use plimsoll_fold::placement::policy::Policy;
+use plimsoll_fold::placement::policy::dot_product::DotProduct;
+use plimsoll_fold::placement::policy::fgd::Fgd;
+use plimsoll_fold::placement::policy::fit::BestFit;
+use plimsoll_fold::placement::policy::fleet::{Fleet, HostSpec};
+use plimsoll_fold::placement::policy::gpu_clustering::GpuClustering;
+use plimsoll_fold::placement::policy::gpu_packing::GpuPacking;
+use plimsoll_fold::placement::policy::placer::Placer;
+use plimsoll_fold::placement::policy::random::Random;
+use plimsoll_fold::placement::policy::typical::Typical;
+
+/// The published curves are rounded to 0.01 percent: as millionths, and a little more.
+const TOLERANCE_PPM: i64 = 110;
+const PUBLISHED: [&str; 5] = ["02-DotProd", "03-GpuClustering", "04-GpuPacking", "05-BestFit", "06-FGD"];
+
+struct Experiment {
+    hosts: Vec<HostSpec>,
+    pods: Vec<trace::Pod>,
+    sequences: Vec<Sequence>,
+}
+
+impl Experiment {
+    fn read(folder: &Path, trace: &str) -> Self {
+        let text = |name: String| std::fs::read_to_string(folder.join(&name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let hosts = trace::nodes(&text("openb_node_list_gpu_node.csv".to_owned())).expect("a node list");
+        let pods = trace::pods(&text(format!("openb_pod_list_{trace}.csv"))).expect("a pod list");
+        let bytes = gunzip(&folder.join(format!("arrivals_{trace}.bin.gz")));
+        let sequences = arrivals::recorded(&bytes, Sizes { pods: pods.len(), hosts: hosts.len() }).expect("sequences");
+        Self { hosts, pods, sequences }
+    }
+
+    fn run(&self, sequence: &Sequence, policy: &str) -> Curve {
+        let ranked = self.hosts.iter().zip(&sequence.ranks).map(|(host, &rank)| HostSpec { rank, ..host.clone() });
+        let fleet = Fleet::new(ranked.collect()).expect("a fleet");
+        let shapes: Vec<_> = self.pods.iter().map(|pod| pod.shape(&fleet)).collect();
+        let typical = Typical::of(shapes.iter().zip(self.pods.iter().map(|pod| pod.models.as_str())));
+        let policy: Box<dyn Policy + Send> = match policy {
+            "01-Random" => Box::new(Random::new(sequence.seed)),
+            "02-DotProd" => Box::new(DotProduct),
+            "03-GpuClustering" => Box::new(GpuClustering),
+            "04-GpuPacking" => Box::new(GpuPacking),
+            "05-BestFit" => Box::new(BestFit),
+            "06-FGD" => Box::new(Fgd::new(&typical)),
+            other => panic!("no policy {other}"),
+        };
+        openb::run(&mut Placer::new(fleet, policy), sequence.pods.iter().map(|&pod| &shapes[pod]))
+    }
+}
+
+fn gunzip(path: &Path) -> Vec<u8> {
+    let file = std::fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut bytes = Vec::new();
+    flate2::read::GzDecoder::new(file).read_to_end(&mut bytes).expect("gzip");
+    bytes
+}
+
+/// The folder with the traces, if it is there.
+fn traces() -> Option<PathBuf> {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/openb");
+    let folder = std::env::var_os("OPENB_DIR").map_or_else(beside, PathBuf::from);
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    eprintln!("skipped: no traces in {}", folder.display());
+    None
+}
+
+/// Published allocation, percent, of one run: one number per mark.
+fn published(folder: &Path, trace: &str) -> Vec<(String, u64, Vec<f64>)> {
+    let text = std::fs::read_to_string(folder.join("published_alloc_curves.csv")).expect("published curves");
+    let workload = format!("openb_pod_list_{trace},");
+    let runs = text.lines().filter(|line| line.starts_with(&workload)).map(|line| {
+        let fields: Vec<&str> = line.split(',').collect();
+        let curve = fields[5..].iter().map(|value| value.parse().expect("a percentage")).collect();
+        (fields[1].to_owned(), fields[3].parse().expect("a seed"), curve)
+    });
+    runs.collect()
+}
+
+fn check_trace(folder: &Path, trace: &str) {
+    let experiment = Experiment::read(folder, trace);
+    let (mut runs, mut worst) = (0, 0);
+    for (policy, seed, expected) in published(folder, trace) {
+        if !PUBLISHED.contains(&policy.as_str()) {
+            continue;
+        }
+        let sequence = experiment.sequences.iter().find(|sequence| sequence.seed == seed).expect("every seed has a sequence");
+        let curve = experiment.run(sequence, &policy);
+        assert_eq!(expected.len(), MARK_MAX + 1, "{trace} {policy} {seed}");
+        for (mark, percent) in expected.into_iter().enumerate() {
+            let given = i64::from(curve.allocated_ppm(mark).unwrap_or_else(|| panic!("{trace} {policy} {seed}: nothing at {mark} %")));
+            let off = given.abs_diff((percent * 10_000.0).round() as i64);
+            assert!(off as i64 <= TOLERANCE_PPM, "{trace} {policy} seed {seed} at {mark} %: {given} millionths, published {percent} %");
+            worst = worst.max(off);
+        }
+        runs += 1;
+    }
+    assert_eq!(runs, PUBLISHED.len() * 10, "{trace}");
+    eprintln!("{trace}: {runs} published runs, at most {worst} millionths apart");
+}
+
+#[test]
+fn five_policies_give_the_published_curves() {
+    let Some(folder) = traces() else { return };
+    check_trace(&folder, "default");
+    if std::env::var_os("OPENB_ALL").is_some_and(|value| value == "1") {
+        let others = ["cpu050", "cpu100", "cpu250", "gpushare40", "gpushare80", "gpushare100", "gpuspec10", "gpuspec25", "multigpu20", "multigpu40"];
+        others.iter().for_each(|trace| check_trace(&folder, trace));
+    }
+}
+
+#[test]
+fn random_leaves_about_as_much_as_published() {
+    let Some(folder) = traces() else { return };
+    let experiment = Experiment::read(&folder, "default");
+    let unallocated = |sequence| i64::from(experiment.run(sequence, "01-Random").unallocated_ppm(100).expect("a mark"));
+    let mean = experiment.sequences.iter().take(4).map(unallocated).sum::<i64>() / 4;
+    assert!((127_000..=147_000).contains(&mean), "{mean} millionths, published 137000");
+}
