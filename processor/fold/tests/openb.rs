@@ -6,25 +6,23 @@ use std::path::{Path, PathBuf};
 
 use plimsoll_fold::placement::openb::arrivals::{self, Sequence, Sizes};
 use plimsoll_fold::placement::openb::curve::{Curve, MARK_MAX};
-use plimsoll_fold::placement::openb::{self, trace};
-use plimsoll_fold::placement::policy::Policy;
-use plimsoll_fold::placement::policy::dot_product::DotProduct;
-use plimsoll_fold::placement::policy::fgd::Fgd;
-use plimsoll_fold::placement::policy::fit::BestFit;
-use plimsoll_fold::placement::policy::fleet::{Fleet, HostSpec};
-use plimsoll_fold::placement::policy::gpu_clustering::GpuClustering;
-use plimsoll_fold::placement::policy::gpu_packing::GpuPacking;
+use plimsoll_fold::placement::openb::{self, Workload, trace};
+use plimsoll_fold::placement::policy::catalogue::{Name, Parts};
 use plimsoll_fold::placement::policy::placer::Placer;
-use plimsoll_fold::placement::policy::random::Random;
-use plimsoll_fold::placement::policy::typical::Typical;
 
 /// The published curves are rounded to 0.01 percent: as millionths, and a little more.
 const TOLERANCE_PPM: i64 = 110;
-const PUBLISHED: [&str; 5] = ["02-DotProd", "03-GpuClustering", "04-GpuPacking", "05-BestFit", "06-FGD"];
+/// Policies under their published names.
+const PUBLISHED: [(&str, Name); 5] = [
+    ("02-DotProd", Name::DotProduct),
+    ("03-GpuClustering", Name::GpuClustering),
+    ("04-GpuPacking", Name::GpuPacking),
+    ("05-BestFit", Name::BestFit),
+    ("06-FGD", Name::Fgd),
+];
 
 struct Experiment {
-    hosts: Vec<HostSpec>,
-    pods: Vec<trace::Pod>,
+    workload: Workload,
     sequences: Vec<Sequence>,
 }
 
@@ -35,24 +33,13 @@ impl Experiment {
         let pods = trace::pods(&text(format!("openb_pod_list_{trace}.csv"))).expect("a pod list");
         let bytes = gunzip(&folder.join(format!("arrivals_{trace}.bin.gz")));
         let sequences = arrivals::recorded(&bytes, Sizes { pods: pods.len(), hosts: hosts.len() }).expect("sequences");
-        Self { hosts, pods, sequences }
+        Self { workload: Workload::new(hosts, &pods).expect("a fleet"), sequences }
     }
 
-    fn run(&self, sequence: &Sequence, policy: &str) -> Curve {
-        let ranked = self.hosts.iter().zip(&sequence.ranks).map(|(host, &rank)| HostSpec { rank, ..host.clone() });
-        let fleet = Fleet::new(ranked.collect()).expect("a fleet");
-        let shapes: Vec<_> = self.pods.iter().map(|pod| pod.shape(&fleet)).collect();
-        let typical = Typical::of(shapes.iter().zip(self.pods.iter().map(|pod| pod.models.as_str())));
-        let policy: Box<dyn Policy + Send> = match policy {
-            "01-Random" => Box::new(Random::new(sequence.seed)),
-            "02-DotProd" => Box::new(DotProduct),
-            "03-GpuClustering" => Box::new(GpuClustering),
-            "04-GpuPacking" => Box::new(GpuPacking),
-            "05-BestFit" => Box::new(BestFit),
-            "06-FGD" => Box::new(Fgd::new(&typical)),
-            other => panic!("no policy {other}"),
-        };
-        openb::run(&mut Placer::new(fleet, policy), sequence.pods.iter().map(|&pod| &shapes[pod]))
+    fn run(&self, sequence: &Sequence, policy: Name) -> Curve {
+        let policy = policy.policy(Parts { typical: &self.workload.typical, seed: sequence.seed });
+        let mut placer = Placer::new(self.workload.fleet(&sequence.ranks), policy);
+        openb::run(&mut placer, sequence.pods.iter().map(|&pod| &self.workload.shapes[pod]))
     }
 }
 
@@ -90,11 +77,9 @@ fn check_trace(folder: &Path, trace: &str) {
     let experiment = Experiment::read(folder, trace);
     let (mut runs, mut worst) = (0, 0);
     for (policy, seed, expected) in published(folder, trace) {
-        if !PUBLISHED.contains(&policy.as_str()) {
-            continue;
-        }
+        let Some(&(_, name)) = PUBLISHED.iter().find(|(published, _)| *published == policy) else { continue };
         let sequence = experiment.sequences.iter().find(|sequence| sequence.seed == seed).expect("every seed has a sequence");
-        let curve = experiment.run(sequence, &policy);
+        let curve = experiment.run(sequence, name);
         assert_eq!(expected.len(), MARK_MAX + 1, "{trace} {policy} {seed}");
         for (mark, percent) in expected.into_iter().enumerate() {
             let given = i64::from(curve.allocated_ppm(mark).unwrap_or_else(|| panic!("{trace} {policy} {seed}: nothing at {mark} %")));
@@ -122,7 +107,7 @@ fn five_policies_give_the_published_curves() {
 fn random_leaves_about_as_much_as_published() {
     let Some(folder) = traces() else { return };
     let experiment = Experiment::read(&folder, "default");
-    let unallocated = |sequence| i64::from(experiment.run(sequence, "01-Random").unallocated_ppm(100).expect("a mark"));
+    let unallocated = |sequence| i64::from(experiment.run(sequence, Name::Random).unallocated_ppm(100).expect("a mark"));
     let mean = experiment.sequences.iter().take(4).map(unallocated).sum::<i64>() / 4;
     assert!((127_000..=147_000).contains(&mean), "{mean} millionths, published 137000");
 }

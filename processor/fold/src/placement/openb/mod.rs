@@ -8,9 +8,53 @@ pub mod trace;
 pub mod arrivals;
 pub mod curve;
 
+use super::policy::fleet::{Error, Fleet, HostSpec};
 use super::policy::placer::Placer;
 use super::policy::shape::Shape;
+use super::policy::typical::Typical;
 use curve::Curve;
+use trace::Pod;
+
+/// Hosts, and what is asked of them.
+#[derive(Debug, Clone)]
+pub struct Workload {
+    hosts: Vec<HostSpec>,
+    /// The shape of each pod, in the order of the pod list.
+    pub shapes: Vec<Shape>,
+    /// The mix of all pods.
+    pub typical: Typical,
+}
+
+impl Workload {
+    /// Of hosts in name order and a pod list. Errors: the hosts make no fleet.
+    pub fn new(hosts: Vec<HostSpec>, pods: &[Pod]) -> Result<Self, Error> {
+        let fleet = Fleet::new(hosts.clone())?;
+        let shapes: Vec<Shape> = pods.iter().map(|pod| pod.shape(&fleet)).collect();
+        let typical = Typical::of(shapes.iter().zip(pods.iter().map(|pod| pod.models.as_str())));
+        Ok(Self { hosts, shapes, typical })
+    }
+
+    /// The hosts, empty, with these ranks.
+    pub fn fleet(&self, ranks: &[u32]) -> Fleet {
+        let ranked = self.hosts.iter().zip(ranks).map(|(host, &rank)| HostSpec { rank, ..host.clone() });
+        Fleet::new(ranked.collect()).expect("the same hosts made a fleet before, and rank changes only their order")
+    }
+
+    /// Number of hosts.
+    pub fn hosts(&self) -> usize {
+        self.hosts.len()
+    }
+
+    /// Thousandths of GPU there are.
+    pub fn capacity_milli(&self) -> i64 {
+        self.hosts.iter().map(|host| host.gpus as i64 * 1_000).sum()
+    }
+
+    /// Thousandths of GPU that each pod asks for.
+    pub fn milli(&self) -> Vec<i64> {
+        self.shapes.iter().map(Shape::total_milli).collect()
+    }
+}
 
 /// Offers the shapes one after the other and measures; a request that does not fit is forgotten.
 pub fn run<'a>(placer: &mut Placer, shapes: impl IntoIterator<Item = &'a Shape>) -> Curve {

@@ -2,24 +2,15 @@
 
 use proptest::prelude::*;
 
-use super::fit::{BestFit, FirstFit, WorstFit};
+use super::Policy;
+use super::catalogue::{Name, Parts};
 use super::fleet::{Fleet, HostSpec, MILLI, Place};
 use super::placer::Placer;
 use super::shape::{Models, Shape};
 use super::typical::Typical;
-use super::{Policy, dot_product, fgd, gpu_clustering, gpu_packing, random};
 
-fn policies(typical: &Typical) -> Vec<Box<dyn Policy + Send>> {
-    vec![
-        Box::new(random::Random::new(7)),
-        Box::new(FirstFit),
-        Box::new(BestFit),
-        Box::new(WorstFit),
-        Box::new(dot_product::DotProduct),
-        Box::new(gpu_packing::GpuPacking),
-        Box::new(gpu_clustering::GpuClustering),
-        Box::new(fgd::Fgd::new(typical)),
-    ]
+fn policies(typical: &Typical) -> impl Iterator<Item = Box<dyn Policy + Send>> + '_ {
+    Name::ALL.into_iter().map(|name| name.policy(Parts { typical, seed: 7 }))
 }
 
 #[derive(Debug, Clone)]
@@ -83,7 +74,7 @@ proptest! {
     fn no_policy_places_beyond_capacity_and_every_host_that_is_passed_over_has_a_reason((hosts, shuffled, steps) in any_story()) {
         let shapes: Vec<_> = steps.iter().filter_map(|step| if let Step::Ask(shape) = step { Some(shape) } else { None }).collect();
         let typical = Typical::of(shapes.iter().map(|shape| (*shape, "")));
-        for (policy, again) in policies(&typical).into_iter().zip(policies(&typical)) {
+        for (policy, again) in policies(&typical).zip(policies(&typical)) {
             let name = policy.name();
             let mut placer = Placer::new(Fleet::new(hosts.clone()).expect("valid"), policy);
             let mut other = Placer::new(Fleet::new(shuffled.clone()).expect("valid"), again);

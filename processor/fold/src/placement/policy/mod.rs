@@ -19,6 +19,7 @@ pub mod gpu_clustering;
 pub mod sigmoid;
 mod level;
 pub mod fgd;
+pub mod catalogue;
 #[cfg(test)]
 mod laws;
 
