@@ -9,6 +9,7 @@ use plimsoll_fold::placement::openb::curve::{Curve, MARK_MAX};
 use plimsoll_fold::placement::openb::{self, Workload, trace};
 use plimsoll_fold::placement::policy::catalogue::{Name, Parts};
 use plimsoll_fold::placement::policy::placer::Placer;
+use plimsoll_fold::placement::policy::tables::Tables;
 
 /// The published curves are rounded to 0.01 percent: as millionths, and a little more.
 const TOLERANCE_PPM: i64 = 110;
@@ -37,7 +38,12 @@ impl Experiment {
     }
 
     fn run(&self, sequence: &Sequence, policy: Name) -> Curve {
-        let policy = policy.policy(Parts { typical: &self.workload.typical, seed: sequence.seed });
+        let policy = policy.policy(Parts {
+            typical: &self.workload.typical,
+            requests: &self.workload.shapes,
+            tables: &Tables::untaught(&[]),
+            seed: sequence.seed,
+        });
         let mut placer = Placer::new(self.workload.fleet(&sequence.ranks), policy);
         openb::run(&mut placer, sequence.pods.iter().map(|&pod| &self.workload.shapes[pod]))
     }

@@ -1,6 +1,8 @@
 //! `plimsoll bench`: placement policies on recorded requests, without a pipeline.
 
 mod input;
+mod seeds;
+mod lessons;
 mod measure;
 mod churn;
 mod report;

@@ -2,16 +2,16 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::str::FromStr;
 
 use clap::Args;
 use plimsoll_fold::placement::openb::Workload;
 use plimsoll_fold::placement::openb::arrivals::{self, Sequence};
 use plimsoll_fold::placement::policy::catalogue::{Name, Parts};
 use plimsoll_fold::placement::policy::placer::Placer;
-use serde_json::Value;
 
+use super::lessons::{self, Lessons};
 use super::report::{Gave, Run};
+use super::seeds::Seeds;
 use super::{churn, input, measure, report};
 use crate::error::Error;
 use crate::output::Flag;
@@ -32,7 +32,7 @@ pub struct Options {
     #[arg(long, value_name = "BIN", conflicts_with_all = ["churn", "scale"])]
     arrivals: Option<PathBuf>,
     /// Policies, separated by commas
-    #[arg(long, value_delimiter = ',', value_parser = policy, default_value = "best_fit,fgd")]
+    #[arg(long, value_delimiter = ',', value_parser = policy, default_value = "best_fit,fgd,tw,hybrid")]
     policies: Vec<Name>,
     /// Seeds, first..last; without them, every recorded one, or 1..3
     #[arg(long, value_name = "A..B")]
@@ -47,31 +47,9 @@ pub struct Options {
     #[arg(long, conflicts_with = "churn")]
     uncached: bool,
     #[command(flatten)]
+    lessons: lessons::Options,
+    #[command(flatten)]
     output: Flag,
-}
-
-/// Seeds from the first to the last, both of them too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seeds {
-    first: u64,
-    last: u64,
-}
-
-impl Seeds {
-    fn iter(self) -> impl Iterator<Item = u64> {
-        self.first..=self.last
-    }
-}
-
-impl FromStr for Seeds {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let expected = || format!("{text:?} names no seeds: write first..last as in 42..51, or one number");
-        let (first, last) = text.split_once("..").unwrap_or((text, text));
-        let (first, last) = (first.parse().map_err(|_| expected())?, last.parse().map_err(|_| expected())?);
-        if first <= last && last - first < 1_000 { Ok(Self { first, last }) } else { Err(expected()) }
-    }
 }
 
 fn policy(code: &str) -> Result<Name, String> {
@@ -83,11 +61,13 @@ fn policy(code: &str) -> Result<Name, String> {
 pub fn run(options: &Options) -> Result<ExitCode, Error> {
     let workload = input::workload(&options.nodes, &options.pods, options.scale.map(|hosts| hosts as usize))?;
     let sequences = sequences(options, &workload)?;
+    let tested: Vec<u64> = sequences.iter().map(|sequence| sequence.seed).collect();
+    let lessons = Lessons::learn(&options.lessons, &workload, &options.policies, &tested)?;
     let mut runs = Vec::new();
     for &policy in &options.policies {
         for sequence in &sequences {
             let seed = sequence.seed;
-            let made = policy.policy(Parts { typical: &workload.typical, seed });
+            let made = policy.policy(Parts { typical: &workload.typical, requests: &workload.shapes, tables: lessons.of(policy), seed });
             let mut placer = Placer::new(workload.fleet(&sequence.ranks), made);
             let gave = match options.churn.map(f64::from) {
                 Some(load) => Gave::Churned(load, churn::run(&workload, &mut placer, load, seed)),
@@ -96,13 +76,13 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
             runs.push(Run { policy, seed, gave });
         }
     }
-    report::print(&runs, &Value::Null, options.output.format)?;
+    report::print(&runs, &lessons.shown(), options.output.format)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn sequences(options: &Options, workload: &Workload) -> Result<Vec<Sequence>, Error> {
     let Some(path) = &options.arrivals else {
-        let seeds = options.seeds.unwrap_or(Seeds { first: 1, last: 3 });
+        let seeds = options.seeds.unwrap_or(Seeds::DEFAULT);
         let load_milli = workload.capacity_milli() / 100 * if options.churn.is_some() { 0 } else { LOAD_PCT };
         let milli = workload.milli();
         return Ok(seeds.iter().map(|seed| arrivals::drawn(seed, &milli, workload.hosts(), load_milli)).collect());
@@ -116,22 +96,4 @@ fn sequences(options: &Options, workload: &Workload) -> Result<Vec<Sequence>, Er
         })
     };
     seeds.iter().map(of_seed).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn seeds_are_a_range_with_both_ends_or_one_number() {
-        let check = |text: &str, expected: Option<(u64, u64)>| {
-            assert_eq!(text.parse::<Seeds>().ok(), expected.map(|(first, last)| Seeds { first, last }), "{text}");
-        };
-        check("42..51", Some((42, 51)));
-        check("7", Some((7, 7)));
-        check("9..8", None);
-        check("0..1000", None);
-        check("a..b", None);
-        check("", None);
-    }
 }

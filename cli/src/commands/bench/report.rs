@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::output::{Format, Kind, Table};
 
 /// Arrived load at which unallocated GPU is shown, percent.
-const MARKS: [usize; 5] = [90, 95, 100, 110, 130];
+pub const MARKS: [usize; 5] = [90, 95, 100, 110, 130];
 /// Marks at which a policy is compared with [`Name::Fgd`].
 const MARKS_COMPARED: [usize; 2] = [100, 130];
 

@@ -19,6 +19,7 @@ use trace::Pod;
 #[derive(Debug, Clone)]
 pub struct Workload {
     hosts: Vec<HostSpec>,
+    models: Vec<String>,
     /// The shape of each pod, in the order of the pod list.
     pub shapes: Vec<Shape>,
     /// The mix of all pods.
@@ -31,13 +32,18 @@ impl Workload {
         let fleet = Fleet::new(hosts.clone())?;
         let shapes: Vec<Shape> = pods.iter().map(|pod| pod.shape(&fleet)).collect();
         let typical = Typical::of(shapes.iter().zip(pods.iter().map(|pod| pod.models.as_str())));
-        Ok(Self { hosts, shapes, typical })
+        Ok(Self { hosts, models: fleet.models().to_vec(), shapes, typical })
     }
 
     /// The hosts, empty, with these ranks.
     pub fn fleet(&self, ranks: &[u32]) -> Fleet {
         let ranked = self.hosts.iter().zip(ranks).map(|(host, &rank)| HostSpec { rank, ..host.clone() });
         Fleet::new(ranked.collect()).expect("the same hosts made a fleet before, and rank changes only their order")
+    }
+
+    /// The names of the models, by number.
+    pub fn models(&self) -> &[String] {
+        &self.models
     }
 
     /// Number of hosts.

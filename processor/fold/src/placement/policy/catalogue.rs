@@ -6,7 +6,11 @@ use super::fgd::Fgd;
 use super::fit::{BestFit, FirstFit, WorstFit};
 use super::gpu_clustering::GpuClustering;
 use super::gpu_packing::GpuPacking;
+use super::hybrid::{self, Hybrid};
 use super::random::Random;
+use super::shape::Shape;
+use super::tables::Tables;
+use super::tw::Tw;
 use super::typical::Typical;
 
 /// A policy's name.
@@ -28,6 +32,10 @@ pub enum Name {
     GpuClustering,
     /// Least fragmentation.
     Fgd,
+    /// Least terminal waste.
+    Tw,
+    /// Both: the default.
+    Hybrid,
 }
 
 /// What policies are made of. Not every policy needs all of it.
@@ -35,14 +43,28 @@ pub enum Name {
 pub struct Parts<'a> {
     /// The mix of requests.
     pub typical: &'a Typical,
+    /// The recorded requests.
+    pub requests: &'a [Shape],
+    /// What was learned.
+    pub tables: &'a Tables,
     /// Seed of `random`.
     pub seed: u64,
 }
 
 impl Name {
     /// All of them, simplest first.
-    pub const ALL: [Self; 8] =
-        [Self::Random, Self::FirstFit, Self::BestFit, Self::WorstFit, Self::DotProduct, Self::GpuPacking, Self::GpuClustering, Self::Fgd];
+    pub const ALL: [Self; 10] = [
+        Self::Random,
+        Self::FirstFit,
+        Self::BestFit,
+        Self::WorstFit,
+        Self::DotProduct,
+        Self::GpuPacking,
+        Self::GpuClustering,
+        Self::Fgd,
+        Self::Tw,
+        Self::Hybrid,
+    ];
 
     /// The snake_case name.
     pub const fn code(self) -> &'static str {
@@ -55,6 +77,23 @@ impl Name {
             Self::GpuPacking => "gpu_packing",
             Self::GpuClustering => "gpu_clustering",
             Self::Fgd => "fgd",
+            Self::Tw => "tw",
+            Self::Hybrid => "hybrid",
+        }
+    }
+
+    /// Whether it needs tables.
+    pub const fn learns(self) -> bool {
+        match self {
+            Self::Tw | Self::Hybrid => true,
+            Self::Random
+            | Self::FirstFit
+            | Self::BestFit
+            | Self::WorstFit
+            | Self::DotProduct
+            | Self::GpuPacking
+            | Self::GpuClustering
+            | Self::Fgd => false,
         }
     }
 
@@ -74,6 +113,8 @@ impl Name {
             Self::GpuPacking => Box::new(GpuPacking),
             Self::GpuClustering => Box::new(GpuClustering),
             Self::Fgd => Box::new(Fgd::new(parts.typical)),
+            Self::Tw => Box::new(Tw::new(parts.tables, parts.requests)),
+            Self::Hybrid => Box::new(Hybrid::new(parts.typical, parts.tables, parts.requests, hybrid::Settings::default())),
         }
     }
 }
@@ -84,10 +125,10 @@ mod tests {
 
     #[test]
     fn every_policy_is_found_under_the_name_it_gives_itself() {
-        let typical = Typical::default();
+        let (typical, tables) = (Typical::default(), Tables::untaught(&[]));
         for name in Name::ALL {
             assert_eq!(Name::from_code(name.code()), Some(name));
-            assert_eq!(name.policy(Parts { typical: &typical, seed: 0 }).name(), name.code());
+            assert_eq!(name.policy(Parts { typical: &typical, requests: &[], tables: &tables, seed: 0 }).name(), name.code());
         }
     }
 }

@@ -69,7 +69,7 @@ impl Policy for WorstFit {
 }
 
 /// What is left of a host afterwards, as parts of the largest host's: 1/256000 of CPU and GPU together.
-pub fn left_over(host: &Host<'_>, shape: &Shape) -> i64 {
+fn left_over(host: &Host<'_>, shape: &Shape) -> i64 {
     let (cpu_left, gpu_left) = (host.cpu_milli - shape.cpu_milli, host.idle_milli - shape.total_milli());
     cpu_left + CPU_MILLI_MAX / GPU_MILLI_MAX * gpu_left
 }

@@ -4,13 +4,15 @@ use proptest::prelude::*;
 
 use super::Policy;
 use super::catalogue::{Name, Parts};
+use super::draw::Draw;
 use super::fleet::{Fleet, HostSpec, MILLI, Place};
 use super::placer::Placer;
 use super::shape::{Models, Shape};
+use super::tables::Tables;
 use super::typical::Typical;
 
-fn policies(typical: &Typical) -> impl Iterator<Item = Box<dyn Policy + Send>> + '_ {
-    Name::ALL.into_iter().map(|name| name.policy(Parts { typical, seed: 7 }))
+fn policies<'a>(typical: &'a Typical, requests: &'a [Shape], tables: &'a Tables) -> impl Iterator<Item = Box<dyn Policy + Send>> + 'a {
+    Name::ALL.into_iter().map(move |name| name.policy(Parts { typical, requests, tables, seed: 7 }))
 }
 
 #[derive(Debug, Clone)]
@@ -55,6 +57,14 @@ fn any_story() -> impl Strategy<Value = (Vec<HostSpec>, Vec<HostSpec>, Vec<Step>
     (hosts, prop::collection::vec(step, 1..80)).prop_flat_map(|(hosts, steps)| (Just(hosts.clone()), Just(hosts).prop_shuffle(), Just(steps)))
 }
 
+/// Tables that make no sense, which no policy may mind.
+fn any_tables() -> Tables {
+    let mut tables = Tables::untaught(&["G2".to_owned()]);
+    let mut draw = Draw::new(5);
+    tables.cells.iter_mut().for_each(|cell| *cell = draw.below(100_000) as i32 - 20_000);
+    tables
+}
+
 /// The placement if it keeps every promise to the host as it was before.
 fn check_place(before: &Fleet, place: Place, shape: &Shape) -> Result<(), TestCaseError> {
     let host = before.host(place.host);
@@ -72,9 +82,10 @@ fn check_place(before: &Fleet, place: Place, shape: &Shape) -> Result<(), TestCa
 proptest! {
     #[test]
     fn no_policy_places_beyond_capacity_and_every_host_that_is_passed_over_has_a_reason((hosts, shuffled, steps) in any_story()) {
-        let shapes: Vec<_> = steps.iter().filter_map(|step| if let Step::Ask(shape) = step { Some(shape) } else { None }).collect();
-        let typical = Typical::of(shapes.iter().map(|shape| (*shape, "")));
-        for (policy, again) in policies(&typical).zip(policies(&typical)) {
+        let shapes: Vec<Shape> = steps.iter().filter_map(|step| if let Step::Ask(shape) = step { Some(*shape) } else { None }).collect();
+        let typical = Typical::of(shapes.iter().map(|shape| (shape, "")));
+        let tables = any_tables();
+        for (policy, again) in policies(&typical, &shapes, &tables).zip(policies(&typical, &shapes, &tables)) {
             let name = policy.name();
             let mut placer = Placer::new(Fleet::new(hosts.clone()).expect("valid"), policy);
             let mut other = Placer::new(Fleet::new(shuffled.clone()).expect("valid"), again);

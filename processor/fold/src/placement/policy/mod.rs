@@ -19,7 +19,12 @@ pub mod gpu_clustering;
 pub mod sigmoid;
 mod level;
 pub mod fgd;
+pub mod tables;
+pub mod scarcity;
+pub mod tw;
+pub mod hybrid;
 pub mod catalogue;
+pub mod learn;
 #[cfg(test)]
 mod laws;
 
