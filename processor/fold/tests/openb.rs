@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use plimsoll_fold::placement::openb::arrivals::{self, Sequence, Sizes};
 use plimsoll_fold::placement::openb::curve::{Curve, MARK_MAX};
+use plimsoll_fold::placement::openb::lesson::{self, Plan};
 use plimsoll_fold::placement::openb::{self, Workload, trace};
 use plimsoll_fold::placement::policy::catalogue::{Name, Parts};
 use plimsoll_fold::placement::policy::placer::Placer;
@@ -37,16 +38,16 @@ impl Experiment {
         Self { workload: Workload::new(hosts, &pods).expect("a fleet"), sequences }
     }
 
-    fn run(&self, sequence: &Sequence, policy: Name) -> Curve {
-        let policy = policy.policy(Parts {
-            typical: &self.workload.typical,
-            requests: &self.workload.shapes,
-            tables: &Tables::untaught(&[]),
-            seed: sequence.seed,
-        });
+    fn run(&self, sequence: &Sequence, policy: Name, tables: &Tables) -> Curve {
+        let policy = policy.policy(Parts { typical: &self.workload.typical, requests: &self.workload.shapes, tables, seed: sequence.seed });
         let mut placer = Placer::new(self.workload.fleet(&sequence.ranks), policy);
         openb::run(&mut placer, sequence.pods.iter().map(|&pod| &self.workload.shapes[pod]))
     }
+}
+
+/// For policies that learn nothing.
+fn untaught() -> Tables {
+    Tables::untaught(&[])
 }
 
 fn gunzip(path: &Path) -> Vec<u8> {
@@ -85,7 +86,7 @@ fn check_trace(folder: &Path, trace: &str) {
     for (policy, seed, expected) in published(folder, trace) {
         let Some(&(_, name)) = PUBLISHED.iter().find(|(published, _)| *published == policy) else { continue };
         let sequence = experiment.sequences.iter().find(|sequence| sequence.seed == seed).expect("every seed has a sequence");
-        let curve = experiment.run(sequence, name);
+        let curve = experiment.run(sequence, name, &untaught());
         assert_eq!(expected.len(), MARK_MAX + 1, "{trace} {policy} {seed}");
         for (mark, percent) in expected.into_iter().enumerate() {
             let given = i64::from(curve.allocated_ppm(mark).unwrap_or_else(|| panic!("{trace} {policy} {seed}: nothing at {mark} %")));
@@ -113,7 +114,26 @@ fn five_policies_give_the_published_curves() {
 fn random_leaves_about_as_much_as_published() {
     let Some(folder) = traces() else { return };
     let experiment = Experiment::read(&folder, "default");
-    let unallocated = |sequence| i64::from(experiment.run(sequence, Name::Random).unallocated_ppm(100).expect("a mark"));
+    let unallocated = |sequence| i64::from(experiment.run(sequence, Name::Random, &untaught()).unallocated_ppm(100).expect("a mark"));
     let mean = experiment.sequences.iter().take(4).map(unallocated).sum::<i64>() / 4;
     assert!((127_000..=147_000).contains(&mean), "{mean} millionths, published 137000");
+}
+
+#[test]
+fn policies_that_learned_from_other_sequences_leave_less_than_fgd() {
+    let Some(folder) = traces() else { return };
+    let experiment = Experiment::read(&folder, "default");
+    // Millionths at 100 and 130 percent of arrived load, at most.
+    for (policy, at_100, at_130) in [(Name::Tw, 39_500, 38_500), (Name::Hybrid, 41_000, 40_000)] {
+        let plan = Plan { seeds: (1_000..1_008).collect(), load_percent: 100 };
+        let lesson = lesson::learn(&experiment.workload, policy, &plan).expect("seeds enough");
+        let mut means = [0, 0];
+        for sequence in experiment.sequences.iter().take(2) {
+            let at = |curve: Curve| [100, 130].map(|mark| curve.unallocated_ppm(mark).expect("a mark"));
+            let (ours, fgds) = (at(experiment.run(sequence, policy, &lesson.tables)), at(experiment.run(sequence, Name::Fgd, &untaught())));
+            assert!(ours[0] < fgds[0] && ours[1] < fgds[1], "{policy:?} seed {}: {ours:?}, fgd {fgds:?}", sequence.seed);
+            means = [means[0] + ours[0] / 2, means[1] + ours[1] / 2];
+        }
+        assert!(means[0] <= at_100 && means[1] <= at_130, "{policy:?}: {means:?}");
+    }
 }

@@ -4,26 +4,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use plimsoll_fold::placement::openb::arrivals::{self, Sequence};
-use plimsoll_fold::placement::openb::{self, Workload};
-use plimsoll_fold::placement::policy::Policy;
-use plimsoll_fold::placement::policy::catalogue::{Name, Parts};
-use plimsoll_fold::placement::policy::learn::{self, Rehearsal};
-use plimsoll_fold::placement::policy::placer::Placer;
+use plimsoll_fold::placement::openb::Workload;
+use plimsoll_fold::placement::openb::curve::PPM_PER_PERCENT;
+use plimsoll_fold::placement::openb::lesson::{self, Plan, VALIDATING};
+use plimsoll_fold::placement::policy::catalogue::Name;
 use plimsoll_fold::placement::policy::tables::{CELLS, Tables};
 use serde_json::{Value, json};
 
 use super::input;
-use super::report::MARKS;
 use super::seeds::Seeds;
 use crate::error::Error;
-
-/// Rounds of rehearsals.
-const ROUNDS: usize = 6;
-/// Last training seeds that are not rehearsed with, but tell which round taught best.
-const VALIDATION: usize = 2;
-/// Load up to which these go, percent.
-const VALIDATION_LOAD_PCT: i64 = 130;
 
 /// Where tables come from.
 #[derive(Debug, Args)]
@@ -94,54 +84,14 @@ fn read(path: &Path) -> Result<Tables, Error> {
 }
 
 fn taught(options: &Options, workload: &Workload, policy: Name, tested: &[u64]) -> Result<(Tables, Value), Error> {
-    let seeds: Vec<u64> = options.train_seeds.iter().collect();
-    if let Some(seed) = seeds.iter().find(|seed| tested.contains(seed)) {
+    let plan = Plan { seeds: options.train_seeds.iter().collect(), load_percent: options.train_load };
+    if let Some(seed) = plan.seeds.iter().find(|seed| tested.contains(seed)) {
         return Err(Error::Usage(format!("seed {seed} is both learned from and tested: choose others with --train-seeds or --seeds")));
     }
-    let Some(rehearsed) = seeds.len().checked_sub(VALIDATION).filter(|&rehearsed| rehearsed > 0) else {
-        return Err(Error::Usage(format!(
-            "--train-seeds {}: at least {} are needed, {VALIDATION} of them to validate",
-            options.train_seeds,
-            VALIDATION + 1
-        )));
-    };
-    let (rehearsed, validating) = seeds.split_at(rehearsed);
-    let rounds = rounds(rehearsed, |seed| rehearsal(workload, seed, i64::from(options.train_load)));
-    let validating: Vec<Sequence> = validating.iter().map(|&seed| sequence(workload, seed, VALIDATION_LOAD_PCT)).collect();
-    let made = |tables: &Tables| made(workload, policy, tables);
-    let lesson = learn::learn(workload.models(), &rounds, made, |tables| {
-        let left = validating.iter().map(|sequence| unallocated_ppm(workload, sequence, made(tables)));
-        left.sum::<u64>() / validating.len() as u64
-    });
-    let scores: Vec<f64> = lesson.scores.iter().map(|&ppm| ppm as f64 / 1e4).collect();
+    let too_few =
+        || Error::Usage(format!("--train-seeds {}: at least {} are needed, {VALIDATING} of them to validate", options.train_seeds, VALIDATING + 1));
+    let lesson = lesson::learn(workload, policy, &plan).ok_or_else(too_few)?;
+    let scores: Vec<f64> = lesson.scores.iter().map(|&ppm| ppm as f64 / f64::from(PPM_PER_PERCENT)).collect();
     let shown = json!({ "train_seeds": options.train_seeds.to_string(), "train_load_pct": options.train_load, "validation_unallocated_pct": scores });
     Ok((lesson.tables, shown))
-}
-
-/// The rehearsals of each round: the seeds dealt out in order, and again from the first where there are fewer than rounds.
-fn rounds(seeds: &[u64], rehearsal: impl Fn(u64) -> Rehearsal) -> Vec<Vec<Rehearsal>> {
-    let each = (seeds.len() / ROUNDS).max(1);
-    let mut dealt = seeds.iter().cycle();
-    (0..ROUNDS).map(|_| dealt.by_ref().take(each).map(|&seed| rehearsal(seed)).collect()).collect()
-}
-
-fn sequence(workload: &Workload, seed: u64, load_pct: i64) -> Sequence {
-    arrivals::drawn(seed, &workload.milli(), workload.hosts(), workload.capacity_milli() * load_pct / 100)
-}
-
-fn rehearsal(workload: &Workload, seed: u64, load_pct: i64) -> Rehearsal {
-    let Sequence { seed, pods, ranks } = sequence(workload, seed, load_pct);
-    Rehearsal { fleet: workload.fleet(&ranks), requests: pods.into_iter().map(|pod| workload.shapes[pod]).collect(), seed }
-}
-
-fn made(workload: &Workload, policy: Name, tables: &Tables) -> Box<dyn Policy + Send> {
-    policy.policy(Parts { typical: &workload.typical, requests: &workload.shapes, tables, seed: 0 })
-}
-
-/// The mean over the marks of what stays unallocated, millionths.
-fn unallocated_ppm(workload: &Workload, sequence: &Sequence, policy: Box<dyn Policy + Send>) -> u64 {
-    let mut placer = Placer::new(workload.fleet(&sequence.ranks), policy);
-    let curve = openb::run(&mut placer, sequence.pods.iter().map(|&pod| &workload.shapes[pod]));
-    let left: Vec<u64> = MARKS.iter().filter_map(|&mark| curve.unallocated_ppm(mark)).map(u64::from).collect();
-    left.iter().sum::<u64>() / left.len().max(1) as u64
 }

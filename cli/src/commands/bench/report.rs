@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use plimsoll_fold::placement::openb::curve::{Curve, PPM_PER_PERCENT};
+use plimsoll_fold::placement::openb::lesson::MARKS;
 use plimsoll_fold::placement::policy::catalogue::Name;
 use serde_json::{Map, Value, json};
 
@@ -11,8 +12,6 @@ use super::measure::Measured;
 use crate::error::Error;
 use crate::output::{Format, Kind, Table};
 
-/// Arrived load at which unallocated GPU is shown, percent.
-pub const MARKS: [usize; 5] = [90, 95, 100, 110, 130];
 /// Marks at which a policy is compared with [`Name::Fgd`].
 const MARKS_COMPARED: [usize; 2] = [100, 130];
 

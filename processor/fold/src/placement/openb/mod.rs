@@ -7,6 +7,7 @@
 pub mod trace;
 pub mod arrivals;
 pub mod curve;
+pub mod lesson;
 
 use super::policy::fleet::{Error, Fleet, HostSpec};
 use super::policy::placer::Placer;

@@ -70,3 +70,70 @@ impl Level {
 fn sum_of<'a>(lefts: impl Iterator<Item = &'a i32>) -> i64 {
     lefts.map(|&left| i64::from(left)).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::host::CLASSES;
+    use super::super::shape::Models;
+    use super::*;
+
+    /// The same with the machine's doubles.
+    fn by_doubles(typical: &Typical, cpu_milli: i64, gpus: &[i32]) -> f64 {
+        let idle: i32 = gpus.iter().sum();
+        let mut sums = [0.0; LABELS];
+        for shape in &typical.shapes {
+            let requests = typical.requests as f64;
+            let share = shape.weight as f64 / requests / (typical.weight as f64 / requests);
+            let room = gpus.iter().filter(|&&left| left >= shape.milli).count() >= shape.gpus as usize;
+            let small: i32 = gpus.iter().filter(|&&left| left < shape.milli).sum();
+            let (label, amount) = match (shape.gpus, cpu_milli >= shape.cpu_milli, room) {
+                (0, enough, _) => (if enough { 3 } else { 4 }, idle),
+                (_, true, true) => (1, small),
+                (_, true, false) => (1, idle),
+                (_, false, room) => (if room { 2 } else { 0 }, idle),
+            };
+            sums[label] += share * f64::from(amount);
+        }
+        sums.iter().sum()
+    }
+
+    #[test]
+    fn a_loss_is_seen_where_doubles_show_one() {
+        let weights = [3_001, 1_733, 919, 401, 211, 101, 53, 29];
+        let shapes: Vec<Weighted> = (0..)
+            .zip(weights)
+            .map(|(number, weight)| Weighted {
+                cpu_milli: number * 1_000,
+                gpus: u32::from(number % 3 != 0),
+                milli: if number % 3 == 0 { 0 } else { 1_000 },
+                models: Models::ANY,
+                weight,
+            })
+            .collect();
+        let weight = shapes.iter().map(|shape| shape.weight).sum();
+        let typical = Typical { shapes, weight, requests: weight + 313 };
+        let level = Level::new(&typical);
+        let mut seen = 0;
+        for left in (10..1_000).step_by(10) {
+            for cpu_milli in 1..8 {
+                let gpus = [left, 990, 980, 970, 810, 760, 540, 190];
+                let host = Host {
+                    index: 0,
+                    model: 0,
+                    excluded: false,
+                    cpu_milli: cpu_milli * 1_000,
+                    memory_mib: 0,
+                    gpus: &gpus,
+                    idle_milli: i64::from(gpus.iter().sum::<i32>()),
+                    classes: &[0; CLASSES],
+                };
+                let shape = Shape { cpu_milli: 1_000, memory_mib: 0, gpus: 0, milli: 0, models: Models::ANY };
+                let loss = by_doubles(&typical, (cpu_milli - 1) * 1_000, &gpus) - by_doubles(&typical, cpu_milli * 1_000, &gpus);
+                let expected = (100.0 / (1.0 + (loss / 1_000.0).exp())) as i64 == 49;
+                assert_eq!(level.seen_as_loss(&host, &shape, 0), expected, "{gpus:?} {cpu_milli} {loss:e}");
+                seen += u32::from(expected);
+            }
+        }
+        assert!(seen > 0, "no case in which a loss is seen");
+    }
+}
