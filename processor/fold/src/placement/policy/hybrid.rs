@@ -6,7 +6,7 @@ use super::fleet::{Fleet, GPUS_PER_HOST_MAX};
 use super::fragmentation::Fragmentation;
 use super::host::Host;
 use super::scarcity::Scarcity;
-use super::shape::Shape;
+use super::shape::{Models, Shape};
 use super::tables::{CENTI, Tables, Waste};
 use super::typical::Typical;
 use super::{Bid, Policy};
@@ -103,7 +103,7 @@ impl Policy for Hybrid {
         self.scarcity.before_change(host);
     }
 
-    fn after_change(&mut self, host: &Host<'_>) -> bool {
+    fn after_change(&mut self, host: &Host<'_>) -> Models {
         self.scarcity.after_change(host)
     }
 }

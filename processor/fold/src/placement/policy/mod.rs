@@ -30,7 +30,7 @@ mod laws;
 
 use fleet::Fleet;
 use host::Host;
-use shape::Shape;
+use shape::{Models, Shape};
 
 /// What a policy would do with a shape on one host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +66,8 @@ pub trait Policy {
     /// Called with a host that is about to change.
     fn before_change(&mut self, _host: &Host<'_>) {}
 
-    /// Called with a host that has changed. True = no earlier bid for any host holds.
-    fn after_change(&mut self, _host: &Host<'_>) -> bool {
-        false
+    /// Called with a host that has changed. Comes back with the models for whose hosts no earlier bid holds.
+    fn after_change(&mut self, _host: &Host<'_>) -> Models {
+        Models::NONE
     }
 }

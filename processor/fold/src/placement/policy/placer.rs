@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use super::Policy;
 use super::fleet::{Fleet, Place};
 use super::host::Misfit;
-use super::shape::Shape;
+use super::shape::{Models, Shape};
 
 /// Most shapes whose bids are remembered: 512 shapes × 10,000 hosts × 8 bytes = 41 MB.
 pub const SHAPES_MAX: usize = 512;
 /// Changes remembered for shapes that have not been asked for since; after that they are asked anew.
 const CHANGES_MAX: usize = 1 << 16;
+/// Where more than one host in so many is to be asked again, every bid is forgotten.
+const VOID_PART_MAX: usize = 2;
 /// The key of a host on which the shape does not fit.
 const NO_FIT: i64 = i64::MIN;
 
@@ -90,9 +92,25 @@ impl Placer {
     fn change(&mut self, host: usize, change: impl FnOnce(&mut Fleet)) {
         self.policy.before_change(&self.fleet.host(host));
         change(&mut self.fleet);
-        if self.policy.after_change(&self.fleet.host(host)) {
-            self.keys.clear();
+        let void = self.policy.after_change(&self.fleet.host(host));
+        self.changed(host);
+        if void != Models::NONE {
+            self.changed_of(void);
         }
+    }
+
+    /// Every host with one of these models is to be asked again. Where these are most hosts, asking all of them costs least.
+    fn changed_of(&mut self, models: Models) {
+        let most = self.fleet.len() / VOID_PART_MAX;
+        let hosts: Vec<usize> = self.fleet.hosts().filter(|host| models.allow(host.model)).map(|host| host.index).take(most + 1).collect();
+        if hosts.len() > most {
+            self.keys.clear();
+        } else {
+            hosts.into_iter().for_each(|host| self.changed(host));
+        }
+    }
+
+    fn changed(&mut self, host: usize) {
         if self.changes.len() == CHANGES_MAX {
             self.changes.clear();
             self.keys.clear();

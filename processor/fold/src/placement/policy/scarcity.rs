@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 
 use super::fleet::Fleet;
 use super::host::Host;
-use super::shape::Shape;
+use super::shape::{Models, Shape};
 
 /// Steps from no charge to the full one.
 const STEPS: i64 = 4;
+/// Steps in which what is idle is counted, from nothing to all of the fleet.
+const IDLE_STEPS: i64 = 1_000;
 /// One, in thousandths.
 const ONE: i64 = 1_000;
 
@@ -20,6 +22,8 @@ struct Watched {
     count: i64,
     /// How many the fleet could host now.
     places: i64,
+    /// How many it could when the charge was last set.
+    places_charged: i64,
     /// Charge for each place taken away, in steps.
     step: i64,
 }
@@ -35,6 +39,10 @@ pub struct Scarcity {
     /// Share of the places that may be needed before a charge begins, thousandths.
     free_share: i64,
     idle_milli: i64,
+    /// What is idle counts in whole steps of this, so that charges are not set anew at every placement.
+    idle_step: i64,
+    /// What was idle when the charges were last set, in steps.
+    idle_charged: i64,
 }
 
 impl Scarcity {
@@ -48,14 +56,23 @@ impl Scarcity {
                 *counts.entry(Shape { memory_mib: 0, ..*shape }).or_insert(0) += 1;
             }
         }
-        let watched = counts.into_iter().map(|(shape, count)| Watched { shape, count, places: 0, step: 0 }).collect();
-        Self { watched, charged: Vec::new(), asked_milli: asked_milli.max(1), free_share: free_share.clamp(0, ONE - 1), idle_milli: 0 }
+        let watched = counts.into_iter().map(|(shape, count)| Watched { shape, count, places: 0, places_charged: -1, step: 0 }).collect();
+        Self {
+            watched,
+            charged: Vec::new(),
+            asked_milli: asked_milli.max(1),
+            free_share: free_share.clamp(0, ONE - 1),
+            idle_milli: 0,
+            idle_step: 1,
+            idle_charged: -1,
+        }
     }
 
     /// Counts the places on a fleet.
     pub fn start(&mut self, fleet: &Fleet) {
         self.watched.iter_mut().for_each(|watched| watched.places = 0);
         self.idle_milli = 0;
+        self.idle_step = (fleet.capacity_milli() / IDLE_STEPS).max(1);
         fleet.hosts().for_each(|host| self.count(&host, 1));
         self.charge();
     }
@@ -65,8 +82,8 @@ impl Scarcity {
         self.count(host, -1);
     }
 
-    /// A host has changed. True = some charge did too.
-    pub fn after_change(&mut self, host: &Host<'_>) -> bool {
+    /// A host has changed. Comes back with the models for which some charge did too.
+    pub fn after_change(&mut self, host: &Host<'_>) -> Models {
         self.count(host, 1);
         self.charge()
     }
@@ -92,15 +109,23 @@ impl Scarcity {
         }
     }
 
-    /// Sets the charges anew, and says whether one changed.
-    fn charge(&mut self) -> bool {
-        let mut changed = false;
+    /// Sets the charges anew, and comes back with the models on which one changed. Charges depend on nothing but the fleet as it is.
+    fn charge(&mut self) -> Models {
+        let idle = self.idle_milli / self.idle_step;
+        let idle_changed = idle != self.idle_charged;
+        self.idle_charged = idle;
+        let mut changed = Models::NONE;
         for watched in &mut self.watched {
-            let step = step(watched.count, self.idle_milli, self.asked_milli, watched.places, self.free_share);
-            changed |= step != watched.step;
-            watched.step = step;
+            if !idle_changed && watched.places == watched.places_charged {
+                continue;
+            }
+            let step = step(watched.count, idle * self.idle_step, self.asked_milli, watched.places, self.free_share);
+            if step != watched.step {
+                changed.0 |= watched.shape.models.0;
+            }
+            (watched.places_charged, watched.step) = (watched.places, step);
         }
-        if changed {
+        if changed != Models::NONE {
             let with_charge = self.watched.iter().filter(|watched| watched.step > 0);
             self.charged = with_charge.map(|watched| (watched.shape, watched.step * watched.shape.total_milli() / STEPS)).collect();
         }
@@ -133,7 +158,6 @@ fn places(host: &Host<'_>, rare: &Shape, cpu_milli: i64, left: impl Fn(usize, i3
 #[cfg(test)]
 mod tests {
     use super::super::fleet::{HostSpec, Place};
-    use super::super::shape::Models;
     use super::*;
 
     #[test]
@@ -161,7 +185,7 @@ mod tests {
         let place = Place { host: 0, gpus: 1 };
         scarcity.before_change(&fleet.host(0));
         fleet.place(place, &share);
-        assert!(scarcity.after_change(&fleet.host(0)));
+        assert_eq!(scarcity.after_change(&fleet.host(0)), Models::ANY);
         assert_eq!(scarcity.cost_milli(&fleet.host(0), &share, 1), 0);
         assert_eq!(scarcity.cost_milli(&fleet.host(1), &share, 1), 1_500);
     }

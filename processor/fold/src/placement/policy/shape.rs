@@ -10,6 +10,9 @@ impl Models {
     /// Every model.
     pub const ANY: Self = Self(u64::MAX);
 
+    /// No model.
+    pub const NONE: Self = Self(0);
+
     /// Whether the fleet's model of this number is one of them.
     pub fn allow(self, model: u8) -> bool {
         self.0 >> model & 1 == 1
