@@ -6,11 +6,12 @@ TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):$(CURDIR)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help up test sim mutants kills power check bench build tools
+.PHONY: help up test test-all sim mutants kills power check bench build tools
 
 help:
 	@echo "make up      start the whole pipeline here; ARGS='--hosts 4 --gpus 8', see: $(TARGET)/debug/plimsoll up --help"
 	@echo "make test    run every test"
+	@echo "make test-all the same, and the published placement experiment on every trace"
 	@echo "make sim     10,000 simulated runs with every kind of fault; SEEDS=a..b for others, SEED=n for one"
 	@echo "make mutants one broken line after the other, each of which the simulation must notice (builds each)"
 	@echo "make kills   200 kills of each part and 100 pauses of the processor under load, near an hour; KILLS=n SWAPS=n SEED=n for others"
@@ -23,6 +24,9 @@ up: build
 
 test: build
 	cargo test --workspace --locked
+
+test-all: export OPENB_ALL := 1
+test-all: test
 
 # A filter instead of --test, which would choose other features and build RocksDB again.
 sim: build

@@ -113,6 +113,16 @@ pub enum Error {
         /// Where to look.
         logs: PathBuf,
     },
+    /// A file that holds something else than it should.
+    #[error("{place}: {what}: {hint}")]
+    Data {
+        /// The file, and where in it.
+        place: String,
+        /// What is there and what was expected.
+        what: String,
+        /// What to do next.
+        hint: &'static str,
+    },
     /// The cases could not be run at all.
     #[error("{0}")]
     Conformance(String),

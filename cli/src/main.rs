@@ -61,6 +61,8 @@ enum Command {
     Alerts(commands::alerts::Options),
     /// Run recorded cases against the pure core and show what was expected and what was given
     Conformance(commands::conformance::Options),
+    /// Compare placement policies on recorded requests
+    Bench(commands::bench::Options),
     /// Run a program that ends when its parent does
     #[command(hide = true)]
     Child(up::child::Exec),
@@ -99,6 +101,7 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Policy(options) => commands::policy::run(options).await,
         Command::Alerts(options) => commands::alerts::run(options).await,
         Command::Conformance(options) => commands::conformance::run(&options),
+        Command::Bench(options) => commands::bench::run(&options),
         Command::Child(exec) => Err(up::child::become_program(&exec)),
     }
 }

@@ -1,6 +1,7 @@
 //! One file per command; each is what is asked, how it is asked and how the answer is shown.
 
 pub mod alerts;
+pub mod bench;
 pub mod conformance;
 pub mod control;
 pub mod decisions;

@@ -10,6 +10,8 @@ pub mod shape;
 pub mod select;
 pub mod distribute;
 pub mod lease;
+pub mod policy;
+pub mod openb;
 
 use plimsoll_schemas::reason::Reason;
 

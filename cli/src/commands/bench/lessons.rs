@@ -1,0 +1,97 @@
+//! The tables of the policies that learn: read from a file, or learned from sequences that are not the tested ones.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use plimsoll_fold::placement::openb::Workload;
+use plimsoll_fold::placement::openb::curve::PPM_PER_PERCENT;
+use plimsoll_fold::placement::openb::lesson::{self, Plan, VALIDATING};
+use plimsoll_fold::placement::policy::catalogue::Name;
+use plimsoll_fold::placement::policy::tables::{CELLS, Tables};
+use serde_json::{Value, json};
+
+use super::input;
+use super::seeds::Seeds;
+use crate::error::Error;
+
+/// Where tables come from.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Tables to use, as --save-tables wrote them; without them they are learned first
+    #[arg(long, value_name = "FILE")]
+    tables: Option<PathBuf>,
+    /// Write what was learned to a file; with several policies that learn, the last one's
+    #[arg(long, value_name = "FILE", conflicts_with = "tables")]
+    save_tables: Option<PathBuf>,
+    /// Seeds of the sequences to learn from; the last two choose among the rounds
+    #[arg(long, value_name = "A..B", default_value = "1000..1019")]
+    train_seeds: Seeds,
+    /// Load up to which the sequences to learn from go, percent of the GPUs
+    #[arg(long, value_name = "LOAD", default_value_t = 100, value_parser = clap::value_parser!(u32).range(10..=200))]
+    train_load: u32,
+}
+
+/// The tables of each policy that learns.
+#[derive(Debug)]
+pub struct Lessons {
+    tables: BTreeMap<Name, Tables>,
+    untaught: Tables,
+    shown: BTreeMap<&'static str, Value>,
+}
+
+impl Lessons {
+    /// What these policies need. `tested` are the seeds that nothing may be learned from.
+    pub fn learn(options: &Options, workload: &Workload, policies: &[Name], tested: &[u64]) -> Result<Self, Error> {
+        let mut lessons = Self { tables: BTreeMap::new(), untaught: Tables::untaught(&[]), shown: BTreeMap::new() };
+        for policy in policies.iter().copied().filter(|policy| policy.learns()) {
+            let (tables, shown) = match &options.tables {
+                Some(path) => (read(path)?, json!({ "file": path })),
+                None => taught(options, workload, policy, tested)?,
+            };
+            let mut shown = shown;
+            shown["hash"] = json!(format!("{:016x}", tables.hash()));
+            lessons.shown.insert(policy.code(), shown);
+            lessons.tables.insert(policy, tables);
+        }
+        if let Some((path, tables)) = options.save_tables.as_ref().zip(lessons.tables.values().last()) {
+            let text = serde_json::to_string(tables).expect("names and numbers are JSON");
+            std::fs::write(path, text).map_err(Error::io(format!("cannot write {}", path.display())))?;
+        }
+        Ok(lessons)
+    }
+
+    /// The tables of a policy; untaught ones for one that needs none.
+    pub fn of(&self, policy: Name) -> &Tables {
+        self.tables.get(&policy).unwrap_or(&self.untaught)
+    }
+
+    /// What was learned, for the report.
+    pub fn shown(&self) -> Value {
+        if self.shown.is_empty() { Value::Null } else { json!(self.shown) }
+    }
+}
+
+fn read(path: &Path) -> Result<Tables, Error> {
+    let wrong = |place: String, what: String| Error::Data { place, what, hint: "name a file that --save-tables wrote" };
+    let place = |error: &serde_json::Error| format!("{}:{}", path.display(), error.line());
+    let tables: Tables = serde_json::from_str(&input::text(path)?).map_err(|error| wrong(place(&error), error.to_string()))?;
+    if tables.is_whole() {
+        return Ok(tables);
+    }
+    let what = format!("{} numbers for {} models, expected {CELLS} for each", tables.cells.len(), tables.models.len());
+    Err(wrong(path.display().to_string(), what))
+}
+
+fn taught(options: &Options, workload: &Workload, policy: Name, tested: &[u64]) -> Result<(Tables, Value), Error> {
+    let plan = Plan { seeds: options.train_seeds.iter().collect(), load_percent: options.train_load };
+    if let Some(seed) = plan.seeds.iter().find(|seed| tested.contains(seed)) {
+        return Err(Error::Usage(format!("seed {seed} is both learned from and tested: choose others with --train-seeds or --seeds")));
+    }
+    let too_few =
+        || Error::Usage(format!("--train-seeds {}: at least {} are needed, {VALIDATING} of them to validate", options.train_seeds, VALIDATING + 1));
+    let lesson = lesson::learn(workload, policy, &plan).ok_or_else(too_few)?;
+    let scores: Vec<f64> = lesson.scores.iter().map(|&ppm| ppm as f64 / f64::from(PPM_PER_PERCENT)).collect();
+    let shown = json!({ "train_seeds": options.train_seeds.to_string(), "train_load_pct": options.train_load, "validation_unallocated_pct": scores });
+    Ok((lesson.tables, shown))
+}

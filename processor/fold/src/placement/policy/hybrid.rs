@@ -1,0 +1,109 @@
+//! `hybrid`, the default: what fragmentation falls by and what will no longer stay idle, less what is taken away from rare
+//! requests; in steps of 40 thousandths of a GPU, and of equals the first host. It fills a fleet better than `fgd`, and where
+//! requests come and go it loses no more of them.
+
+use super::fleet::{Fleet, GPUS_PER_HOST_MAX};
+use super::fragmentation::Fragmentation;
+use super::host::Host;
+use super::scarcity::Scarcity;
+use super::shape::{Models, Shape};
+use super::tables::{CENTI, Tables, Waste};
+use super::typical::Typical;
+use super::{Bid, Policy};
+
+/// How much each part counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Amounts closer than this are equal, thousandths of a GPU.
+    pub step_milli: i64,
+    /// Share of the fall of fragmentation that counts, percent.
+    pub fragmentation_percent: i64,
+    /// Share of the fall of terminal waste that counts, percent.
+    pub waste_percent: i64,
+    /// Share of the places of rare requests that costs nothing, thousandths.
+    pub free_share: i64,
+}
+
+impl Default for Settings {
+    /// What `hybrid@1` is.
+    fn default() -> Self {
+        Self { step_milli: 40, fragmentation_percent: 100, waste_percent: 100, free_share: 200 }
+    }
+}
+
+/// Fragmentation and terminal waste.
+#[derive(Debug, Clone)]
+pub struct Hybrid {
+    settings: Settings,
+    fragmentation: Fragmentation,
+    tables: Tables,
+    waste: Waste,
+    scarcity: Scarcity,
+}
+
+impl Hybrid {
+    /// Against this mix, with these tables, for requests like these.
+    pub fn new(typical: &Typical, tables: &Tables, requests: &[Shape], settings: Settings) -> Self {
+        Self {
+            settings,
+            fragmentation: Fragmentation::new(typical),
+            tables: tables.clone(),
+            waste: Waste::new(tables, &tables.models),
+            scarcity: Scarcity::new(requests, settings.free_share),
+        }
+    }
+
+    /// All parts together, in steps.
+    fn steps(&self, host: &Host<'_>, shape: &Shape, gpus: u64, fragmentation_drop: i64, waste_drop: i64) -> i64 {
+        let weight = self.fragmentation.weight();
+        let Settings { step_milli, fragmentation_percent, waste_percent, free_share: _ } = self.settings;
+        let waste = waste_percent * waste_drop - 100 * CENTI * self.scarcity.cost_milli(host, shape, gpus);
+        (fragmentation_percent * CENTI * fragmentation_drop + waste * weight).div_euclid(100 * step_milli * CENTI * weight)
+    }
+}
+
+impl Policy for Hybrid {
+    fn name(&self) -> &'static str {
+        "hybrid"
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn bid(&self, host: &Host<'_>, shape: &Shape) -> Bid {
+        if !shape.is_share() {
+            let gpus = host.tightest(shape);
+            let key = self.steps(host, shape, gpus, self.fragmentation.drop(host, shape, gpus), self.waste.drop(host, shape, gpus));
+            return Bid { key, gpus };
+        }
+        let (mut lefts, mut first) = ([0; GPUS_PER_HOST_MAX], [0; GPUS_PER_HOST_MAX]);
+        let (mut drops, mut waste_drops) = ([0; GPUS_PER_HOST_MAX], [0; GPUS_PER_HOST_MAX]);
+        let mut count = 0;
+        for (gpu, left) in host.distinct(shape.milli) {
+            (lefts[count], first[count]) = (left, gpu);
+            count += 1;
+        }
+        self.fragmentation.drops_of_share(host, shape, &lefts[..count], &mut drops[..count]);
+        self.waste.drops_of_share(host, shape, &lefts[..count], &mut waste_drops[..count]);
+        let bids = (0..count).map(|at| (self.steps(host, shape, 1 << first[at], drops[at], waste_drops[at]), lefts[at], first[at]));
+        // Of equally good GPUs the one with the least left, then the first.
+        match bids.reduce(|best, bid| if (bid.0, -bid.1) > (best.0, -best.1) { bid } else { best }) {
+            Some((key, _, gpu)) => Bid { key, gpus: 1 << gpu },
+            None => Bid { key: 0, gpus: 0 },
+        }
+    }
+
+    fn start(&mut self, fleet: &Fleet) {
+        self.waste = Waste::new(&self.tables, fleet.models());
+        self.scarcity.start(fleet);
+    }
+
+    fn before_change(&mut self, host: &Host<'_>) {
+        self.scarcity.before_change(host);
+    }
+
+    fn after_change(&mut self, host: &Host<'_>) -> Models {
+        self.scarcity.after_change(host)
+    }
+}
