@@ -19,9 +19,13 @@ use crate::alerts::signal::{Counted, per_minute, samples_per_minute};
 use crate::alerts::watch::{Moved, Span, Watch};
 use crate::cluster::{Cluster, Member, Sum};
 use crate::pace::Pace;
+use crate::placement::balanced::{self, balanced};
 use crate::placement::candidate::Candidate;
 use crate::placement::distribute::{Split, capacity, uniform};
+use crate::placement::reliability::{self, reliability};
+use crate::placement::reputation::{DECAY_BP, Reputation};
 use crate::placement::score::{self, Inputs};
+use crate::placement::shards::spread;
 use crate::placement::{Refused, Settings, lease, select, vram};
 use crate::ring::{Pushed, RECENT, Ring};
 use crate::thermal;
@@ -30,6 +34,10 @@ use crate::thermal;
 const NOW: EventTime = EventTime(1_800_000_000 * NS_PER_S);
 /// Millionths, for what the core would hold in coarser units.
 const MICRO: i32 = 1_000_000;
+/// Billionths.
+const NANO: i32 = 1_000_000_000;
+/// Bytes in a GiB.
+const GIB: i32 = 1 << 30;
 
 /// The answer to one case, a sentence about what is wrong with the case, or nothing if there is no such op yet.
 pub(super) fn answer(op: &str, input: &Value) -> Option<Result<Value, String>> {
@@ -37,6 +45,11 @@ pub(super) fn answer(op: &str, input: &Value) -> Option<Result<Value, String>> {
     Some(match op {
         "sample.validate" => sample_validate(input),
         "score.headroom" => score_headroom(input),
+        "score.live" => score_live(input).map(|score| json!(score)),
+        "score.live_monotone" => score_live_monotone(input),
+        "score.reliability" => score_reliability(input),
+        "reputation.after_successes" => reputation_after_successes(input),
+        "placement.shards" => placement_shards(input),
         "select.best" => select_best(input),
         "distribute.uniform" => distribute_uniform(input),
         "distribute.capacity" => distribute_capacity(input),
@@ -119,6 +132,83 @@ fn score_headroom(input: Input<'_>) -> Result<Value, String> {
     };
     let (numerator, denominator) = score::headroom(&inputs).fraction();
     Ok(json!(numerator as f64 / denominator as f64))
+}
+
+/// Under `balanced@1`, with network and memory bandwidth as good as they get: no case names them.
+fn score_live(input: Input<'_>) -> Result<Value, String> {
+    let celsius = |key| Ok::<_, String>(input.scaled(key, MICRO, 0)?.unwrap_or(0));
+    live(input, celsius("threshold")?, celsius("temp")?)
+}
+
+fn live(input: Input<'_>, limit_uk: u64, now_uk: u64) -> Result<Value, String> {
+    let score = balanced(&balanced::Inputs {
+        free_bytes: input.scaled("avail_gib", GIB, 0)?.unwrap_or(0),
+        need_bytes: input.scaled("shard_gib", GIB, 0)?.unwrap_or(0),
+        util_micro: input.scaled("util", MICRO / 100, 0)?,
+        margin_uk: Some(limit_uk.saturating_sub(now_uk)),
+        network_micro: Some(score::MICRO),
+        bandwidth_micro: Some(score::MICRO),
+    });
+    Ok(score.map_or_else(|| json!(format!("rejected:{}", Reason::InsufficientMemory)), |micro| json!(f64::from(micro) / f64::from(MICRO))))
+}
+
+fn score_live_monotone(input: Input<'_>) -> Result<Value, String> {
+    let limit_uk = input.scaled("threshold", MICRO, 0)?.unwrap_or(0);
+    let mut scores = Vec::new();
+    for temperature in input.array("temps")? {
+        let now = number(temperature).and_then(whole).and_then(|celsius| u64::try_from(celsius).ok()).ok_or("temps are whole degrees")?;
+        scores.push(live(input, limit_uk, now.saturating_mul(score::MICRO))?.as_f64());
+    }
+    Ok(json!({ "non_increasing": scores.is_sorted_by(|before, after| after <= before), "scores": scores }))
+}
+
+fn score_reliability(input: Input<'_>) -> Result<Value, String> {
+    let nano = |key| Ok::<_, String>(input.scaled(key, NANO, 0)?.unwrap_or(0));
+    let score = reliability(&reliability::Inputs {
+        reputation: Reputation::of(nano("alpha")?, nano("beta")?),
+        free_bytes: input.scaled("avail_gib", GIB, 0)?.unwrap_or(0),
+        need_bytes: input.scaled("min_gib", GIB, 0)?.unwrap_or(0),
+        thermal_micro: input.scaled("thermal", MICRO, 0)?.unwrap_or(0),
+        util_micro: input.scaled("util", MICRO, 0)?.unwrap_or(score::MICRO),
+        assigned: input.flag("assigned"),
+    });
+    Ok(score.map_or_else(|| json!(format!("rejected:{}", Reason::InsufficientMemory)), |nano| json!(nano as f64 / f64::from(NANO))))
+}
+
+/// Rounded as the cases are: four decimals, five, and five significant digits.
+fn reputation_after_successes(input: Input<'_>) -> Result<Value, String> {
+    let mut reputation = Reputation::forgetting(input.scaled("decay", 10_000, 0)?.unwrap_or(DECAY_BP));
+    for _ in 0..input.unsigned("n")? {
+        reputation.succeed();
+    }
+    let share = |nano: u64| nano as f64 / f64::from(NANO);
+    let rounded = |value: f64, decimals: i32| (value * 10f64.powi(decimals)).round() / 10f64.powi(decimals);
+    let bound = share(reputation.lower_bound_nano());
+    Ok(json!({
+        "alpha": rounded(share(reputation.alpha_nano()), 4),
+        "score": rounded(share(reputation.mean_nano()), 5),
+        "tier": reputation.tier().name(),
+        "lower_bound": rounded(bound, if bound < 0.1 { 6 } else { 5 }),
+    }))
+}
+
+/// A list of devices is `cuda:0` and so on. With a budget for the search the answer says that it needed none.
+fn placement_shards(input: Input<'_>) -> Result<Value, String> {
+    let gib = |value: &Value| Input(&json!({ "gib": value })).scaled("gib", GIB, 0)?.ok_or_else(|| format!("{value} is no size"));
+    let (names, sizes): (Vec<String>, Vec<&Value>) = match input.get("devices_gib") {
+        Some(Value::Array(list)) => list.iter().enumerate().map(|(n, size)| (format!("cuda:{n}"), size)).unzip(),
+        Some(Value::Object(named)) => named.iter().map(|(name, size)| (name.clone(), size)).unzip(),
+        Some(_) | None => return Err("devices_gib is neither an array nor an object".to_owned()),
+    };
+    let free = sizes.into_iter().map(gib).collect::<Result<Vec<u64>, String>>()?;
+    let needs = input.array("shards_gib")?.iter().map(gib).collect::<Result<Vec<u64>, String>>()?;
+    Ok(match spread(&free, &needs) {
+        Ok(taken) => {
+            taken.iter().enumerate().map(|(part, &device)| (part.to_string(), json!(names[device]))).collect::<serde_json::Map<_, _>>().into()
+        }
+        Err(reason) if input.has("node_budget") => json!({ "rejected": reason, "nodes": 0 }),
+        Err(reason) => json!(format!("rejected:{reason}")),
+    })
 }
 
 /// All devices stand on one host; their order by id is the order of their keys.

@@ -5,6 +5,10 @@
 
 pub mod vram;
 pub mod score;
+pub mod balanced;
+pub mod reputation;
+pub mod reliability;
+pub mod shards;
 pub mod candidate;
 pub mod shape;
 pub mod select;
