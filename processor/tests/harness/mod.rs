@@ -354,7 +354,8 @@ impl Processor {
 
     /// A started one that looks for its broker there.
     pub async fn start_at(broker: &str, data: &Path, flags: &[&str]) -> Self {
-        let stderr = data.with_extension("stderr");
+        std::fs::create_dir_all(data).unwrap();
+        let stderr = data.join("said");
         let mut process = Command::new(env!("CARGO_BIN_EXE_plimsoll-processor"))
             .args(["--nats", broker, "--http", "127.0.0.1:0", "--tail", "127.0.0.1:0", "--log-bytes-max", "1073741824"])
             .arg("--data-dir")

@@ -36,6 +36,8 @@ const NOW: EventTime = EventTime(1_800_000_000 * NS_PER_S);
 const MICRO: i32 = 1_000_000;
 /// Billionths.
 const NANO: i32 = 1_000_000_000;
+/// Most successes counted one by one.
+const SUCCESSES_MAX: u64 = 1_000_000;
 /// Bytes in a GiB.
 const GIB: i32 = 1 << 30;
 
@@ -178,9 +180,11 @@ fn score_reliability(input: Input<'_>) -> Result<Value, String> {
 /// Rounded as the cases are: four decimals, five, and five significant digits.
 fn reputation_after_successes(input: Input<'_>) -> Result<Value, String> {
     let mut reputation = Reputation::forgetting(input.scaled("decay", 10_000, 0)?.unwrap_or(DECAY_BP));
-    for _ in 0..input.unsigned("n")? {
-        reputation.succeed();
+    let successes = input.unsigned("n")?;
+    if successes > SUCCESSES_MAX {
+        return Err(format!("n is {successes}, at most {SUCCESSES_MAX}"));
     }
+    (0..successes).for_each(|_| reputation.succeed());
     let share = |nano: u64| nano as f64 / f64::from(NANO);
     let rounded = |value: f64, decimals: i32| (value * 10f64.powi(decimals)).round() / 10f64.powi(decimals);
     let bound = share(reputation.lower_bound_nano());
