@@ -9,8 +9,6 @@ use super::shape::{Models, Shape};
 
 /// Steps from no charge to the full one.
 const STEPS: i64 = 4;
-/// Steps in which what is idle is counted, from nothing to all of the fleet.
-const IDLE_STEPS: i64 = 1_000;
 /// One, in thousandths.
 const ONE: i64 = 1_000;
 
@@ -22,8 +20,6 @@ struct Watched {
     count: i64,
     /// How many the fleet could host now.
     places: i64,
-    /// How many it could when the charge was last set.
-    places_charged: i64,
     /// Charge for each place taken away, in steps.
     step: i64,
 }
@@ -39,10 +35,6 @@ pub struct Scarcity {
     /// Share of the places that may be needed before a charge begins, thousandths.
     free_share: i64,
     idle_milli: i64,
-    /// What is idle counts in whole steps of this, so that charges are not set anew at every placement.
-    idle_step: i64,
-    /// What was idle when the charges were last set, in steps.
-    idle_charged: i64,
 }
 
 impl Scarcity {
@@ -56,23 +48,14 @@ impl Scarcity {
                 *counts.entry(Shape { memory_mib: 0, ..*shape }).or_insert(0) += 1;
             }
         }
-        let watched = counts.into_iter().map(|(shape, count)| Watched { shape, count, places: 0, places_charged: -1, step: 0 }).collect();
-        Self {
-            watched,
-            charged: Vec::new(),
-            asked_milli: asked_milli.max(1),
-            free_share: free_share.clamp(0, ONE - 1),
-            idle_milli: 0,
-            idle_step: 1,
-            idle_charged: -1,
-        }
+        let watched = counts.into_iter().map(|(shape, count)| Watched { shape, count, places: 0, step: 0 }).collect();
+        Self { watched, charged: Vec::new(), asked_milli: asked_milli.max(1), free_share: free_share.clamp(0, ONE - 1), idle_milli: 0 }
     }
 
     /// Counts the places on a fleet.
     pub fn start(&mut self, fleet: &Fleet) {
         self.watched.iter_mut().for_each(|watched| watched.places = 0);
         self.idle_milli = 0;
-        self.idle_step = (fleet.capacity_milli() / IDLE_STEPS).max(1);
         fleet.hosts().for_each(|host| self.count(&host, 1));
         self.charge();
     }
@@ -111,19 +94,13 @@ impl Scarcity {
 
     /// Sets the charges anew, and comes back with the models on which one changed. Charges depend on nothing but the fleet as it is.
     fn charge(&mut self) -> Models {
-        let idle = self.idle_milli / self.idle_step;
-        let idle_changed = idle != self.idle_charged;
-        self.idle_charged = idle;
         let mut changed = Models::NONE;
         for watched in &mut self.watched {
-            if !idle_changed && watched.places == watched.places_charged {
-                continue;
-            }
-            let step = step(watched.count, idle * self.idle_step, self.asked_milli, watched.places, self.free_share);
+            let step = step(watched.count, self.idle_milli, self.asked_milli, watched.places, self.free_share);
             if step != watched.step {
                 changed.0 |= watched.shape.models.0;
             }
-            (watched.places_charged, watched.step) = (watched.places, step);
+            watched.step = step;
         }
         if changed != Models::NONE {
             let with_charge = self.watched.iter().filter(|watched| watched.step > 0);
