@@ -11,7 +11,6 @@ export PATH := $(PATH):$(CURDIR)/.tools
 help:
 	@echo "make up      start the whole pipeline here; ARGS='--hosts 4 --gpus 8', see: $(TARGET)/debug/plimsoll up --help"
 	@echo "make test    run every test"
-	@echo "make test-all  the same, with every recorded placement trace and not only the first"
 	@echo "make test-all the same, and the published placement experiment on every trace"
 	@echo "make sim     10,000 simulated runs with every kind of fault; SEEDS=a..b for others, SEED=n for one"
 	@echo "make mutants one broken line after the other, each of which the simulation must notice (builds each)"
@@ -25,9 +24,6 @@ up: build
 
 test: build
 	cargo test --workspace --locked
-
-test-all: export OPENB_ALL := 1
-test-all: test
 
 test-all: export OPENB_ALL := 1
 test-all: test
