@@ -41,6 +41,8 @@ enum Command {
     Leases(commands::leases::Options),
     /// List the newest placement decisions, or follow them
     Decisions(commands::decisions::Options),
+    /// Say why a decision came out as it did
+    Explain(commands::explain::Options),
     /// Make hosts placeable
     Enrol(commands::control::Enrol),
     /// Take a host or a GPU out of service for new placements
@@ -91,6 +93,7 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Release(options) => commands::release::run(options).await,
         Command::Leases(options) => commands::leases::run(options).await,
         Command::Decisions(options) => commands::decisions::run(options).await,
+        Command::Explain(options) => commands::explain::run(options).await,
         Command::Enrol(options) => commands::control::enrol(options).await,
         Command::Cordon(options) => commands::control::cordon(options).await,
         Command::Drain(options) => commands::control::drain(options).await,

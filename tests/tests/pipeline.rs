@@ -407,6 +407,7 @@ async fn a_decision_is_a_cloud_event_that_passes_its_schema() -> Result<()> {
     let message = tokio::time::timeout(Duration::from_secs(30), futures::StreamExt::next(&mut decisions)).await?.context("a decision")?;
     let event: serde_json::Value = serde_json::from_slice(&message.payload)?;
     ensure!(event["specversion"] == "1.0" && event["type"] == "plimsoll.place.decided.v1" && event["data"]["outcome"] == "placed", "{event}");
+    explained(&up, &event["data"]).await?;
     let schemas = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../schemas/json");
     let mut checked = 0;
     for (_, _, payload) in up.stream(OUT).await? {
@@ -419,6 +420,33 @@ async fn a_decision_is_a_cloud_event_that_passes_its_schema() -> Result<()> {
     }
     eprintln!("{checked} events of OUT pass their schemas");
     up.stop().await
+}
+
+/// By the id of its request, its own or its lease's, a decision is said as it stands in OUT; what nobody decided is named.
+async fn explained(up: &Up, decided: &serde_json::Value) -> Result<()> {
+    let explain = |id: &str, format: &str| {
+        let program = plimsoll_tests::pipeline::binaries().join("plimsoll");
+        Ok::<_, anyhow::Error>(std::process::Command::new(program).args(["explain", id, "-o", format, "--data-dir"]).arg(&up.data_dir).output()?)
+    };
+    let id = |of: &serde_json::Value| of.as_str().context("an id").map(str::to_owned);
+    let (decision, lease) = (id(&decided["decision_id"])?, id(&decided["lease"]["lease_id"])?);
+    eventually(async || {
+        for id in ["first", &decision, &lease] {
+            let output = explain(id, "table")?;
+            let said = String::from_utf8_lossy(&output.stdout);
+            ensure!(output.status.success() && said.starts_with("Request first of tester was placed.\n"), "{id}: {output:?}");
+            ensure!(said.contains(&lease) && said.contains(&decision) && said.contains("by headroom@1"), "{said}");
+        }
+        Ok(())
+    })
+    .await?;
+    let json: serde_json::Value = serde_json::from_slice(&explain("first", "json")?.stdout)?;
+    ensure!(json["data"] == *decided, "{json}");
+    for unknown in ["second", "local-0-999999-0"] {
+        let output = explain(unknown, "table")?;
+        ensure!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains(unknown), "{output:?}");
+    }
+    Ok(())
 }
 
 /// Serves one text at `/metrics` for as long as the test runs; returns the URL.

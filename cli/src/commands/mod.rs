@@ -5,6 +5,7 @@ pub mod bench;
 pub mod conformance;
 pub mod control;
 pub mod decisions;
+pub mod explain;
 pub mod leases;
 pub mod place;
 pub mod policy;
