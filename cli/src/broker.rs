@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::stream::RawMessageErrorKind;
 use async_nats::jetstream::{self, context::PublishErrorKind};
 use bytes::Bytes;
 use futures::StreamExt;
 use plimsoll_schemas::id::CellId;
-use plimsoll_schemas::out::{CloudEvent, Payload};
+use plimsoll_schemas::out::CloudEvent;
 use plimsoll_schemas::subject::{LogSubject, ROOT, check_nats_version, out_stream, servers};
 use serde::Serialize;
 
 use crate::endpoint::Endpoints;
 use crate::error::Error;
+use crate::outputs::Outputs;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -150,75 +150,10 @@ impl Broker {
     }
 }
 
-/// The record of LOG that something was made by, from an id such as a decision's or a lease's: `<cell>-<log epoch>-<sequence>-<ordinal>`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct MadeBy {
-    epoch: u32,
-    sequence: u64,
-}
-
-impl MadeBy {
-    /// What the id says; nothing if it is of another form or cell.
-    pub fn of_id(cell: &CellId, id: &str) -> Option<Self> {
-        let mut parts = id.strip_prefix(cell.as_str())?.strip_prefix('-')?.split('-');
-        let (epoch, sequence, ordinal) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse::<u32>());
-        (ordinal.is_ok() && parts.next().is_none()).then_some(Self { epoch, sequence })
-    }
-
-    /// What the id of an event says: `<cell>/<log epoch>/<sequence>/<ordinal>`.
-    fn of_event(event: &CloudEvent) -> Option<Self> {
-        let mut parts = event.id.rsplit('/').skip(1);
-        let (sequence, epoch) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        Some(Self { epoch, sequence })
-    }
-}
-
 impl Broker {
-    /// The decision that has this id, or granted the lease that has it, and its exact bytes. Looks at few outputs: they stand in the order of
-    /// the records that made them.
-    pub async fn decision(&self, made_by: MadeBy, id: &str) -> Result<Option<(CloudEvent, Bytes)>, Error> {
-        let failed = |detail: String| Error::Broker {
-            what: format!("cannot read the outputs of cell {}", self.cell),
-            url: self.url.clone(),
-            detail,
-            hint: "Is its processor running, and is --cell right?",
-        };
-        let stream = self.jetstream.get_stream(&out_stream(&self.cell, 0).name).await.map_err(|error| failed(error.to_string()))?;
-        let output = async |sequence: u64| match stream.get_raw_message(sequence).await {
-            Ok(message) => {
-                let event: CloudEvent =
-                    serde_json::from_slice(&message.payload).map_err(|error| failed(format!("output {sequence} is no event: {error}")))?;
-                Ok(Some((event, message.payload)))
-            }
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(failed(error.to_string())),
-        };
-        let state = &stream.cached_info().state;
-        let (mut low, mut high) = (state.first_sequence, state.last_sequence + 1);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            // What retention has taken was before everything that is left.
-            let is_before = output(middle).await?.is_none_or(|(event, _)| MadeBy::of_event(&event) < Some(made_by));
-            (low, high) = if is_before { (middle + 1, high) } else { (low, middle) };
-        }
-        for sequence in low..=state.last_sequence {
-            let Some((event, bytes)) = output(sequence).await?.filter(|(event, _)| MadeBy::of_event(event) == Some(made_by)) else { break };
-            let is_it = match &event.data {
-                Payload::Decided(decided) => decided.decision_id == id || decided.lease.as_ref().is_some_and(|lease| lease.lease_id == id),
-                Payload::Distributed(split) => split.decision_id == id,
-                Payload::Lease(_)
-                | Payload::Device(_)
-                | Payload::Host(_)
-                | Payload::Rejected(_)
-                | Payload::Gap(_)
-                | Payload::Alert(_)
-                | Payload::Policy(_) => false,
-            };
-            if is_it {
-                return Ok(Some((event, bytes)));
-            }
-        }
-        Ok(None)
+    /// OUT, to look at single outputs.
+    pub async fn outputs(&self) -> Result<Outputs, Error> {
+        Outputs::open(&self.jetstream, &self.cell, &self.url).await
     }
 }
 

@@ -5,6 +5,7 @@ mod commands;
 mod endpoint;
 mod error;
 mod output;
+mod outputs;
 mod postgres;
 mod sink;
 mod up;

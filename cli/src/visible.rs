@@ -44,7 +44,8 @@ pub async fn publish(endpoint: &endpoint::Flags, wait: Wait, control: &Control) 
     Ok(ExitCode::SUCCESS)
 }
 
-async fn outcome(endpoints: &Endpoints, sequence: u64) -> Result<(), Error> {
+/// Waits until SQL shows what follows from a record of the log. Errors if that takes too long.
+pub async fn until(endpoints: &Endpoints, sequence: u64) -> Result<(), Error> {
     let deadline = Instant::now() + PATIENCE;
     let mut beat = interval(ASK_EVERY);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -53,7 +54,7 @@ async fn outcome(endpoints: &Endpoints, sequence: u64) -> Result<(), Error> {
         let seen = postgres::ask(endpoints, "SELECT commit_seq FROM system.cells").await?;
         let shown = seen.first("commit_seq").and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
         if shown >= sequence {
-            break;
+            return Ok(());
         }
         if Instant::now() > deadline {
             return Err(Error::Refused(format!(
@@ -62,6 +63,10 @@ async fn outcome(endpoints: &Endpoints, sequence: u64) -> Result<(), Error> {
             )));
         }
     }
+}
+
+async fn outcome(endpoints: &Endpoints, sequence: u64) -> Result<(), Error> {
+    until(endpoints, sequence).await?;
     let refused = postgres::ask(
         endpoints,
         &format!(

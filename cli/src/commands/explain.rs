@@ -9,11 +9,12 @@ use clap::Args;
 use plimsoll_schemas::out::{Assignment, CloudEvent, Decided, Distributed, Outcome, Payload};
 use plimsoll_schemas::request::WHOLE_MILLI;
 
-use crate::broker::{Broker, MadeBy};
+use crate::broker::Broker;
 use crate::endpoint::Endpoints;
 use crate::error::Error;
 use crate::output::{Flag, Format};
-use crate::{endpoint, postgres};
+use crate::outputs::{MadeBy, Outputs};
+use crate::{endpoint, postgres, visible};
 
 /// Which decision.
 #[derive(Debug, Args)]
@@ -29,16 +30,10 @@ pub struct Options {
 /// Finds the decision in OUT and says it. JSON is the event as it stands there.
 pub async fn run(options: Options) -> Result<ExitCode, Error> {
     let endpoints = options.endpoint.resolve()?;
-    let broker = Broker::connect(&endpoints).await?;
-    let (event, bytes) = match found(&broker, &endpoints, &options.id).await? {
+    let outputs = Broker::connect(&endpoints).await?.outputs().await?;
+    let (event, bytes) = match found(&outputs, &endpoints, &options.id).await? {
         Some(found) => found,
-        None => {
-            let said = postgres::ask(&endpoints, &question(&options.id)).await?;
-            let decision = said.first("decision_id").unwrap_or_default().to_owned();
-            let unknown =
-                || Error::Usage(format!("nothing was decided on {:?}, or it is too long ago: `plimsoll decisions` lists the newest", options.id));
-            found(&broker, &endpoints, &decision).await?.ok_or_else(unknown)?
-        }
+        None => by_another_id(&outputs, &endpoints, &options.id).await?,
     };
     let text = match (options.output.format, &event.data) {
         (Format::Json, _) => String::from_utf8_lossy(&bytes).into_owned() + "\n",
@@ -60,11 +55,24 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn found(broker: &Broker, endpoints: &Endpoints, id: &str) -> Result<Option<(CloudEvent, Bytes)>, Error> {
-    match MadeBy::of_id(&endpoints.cell, id) {
-        Some(made_by) => broker.decision(made_by, id).await,
+async fn found(outputs: &Outputs, endpoints: &Endpoints, id: &str) -> Result<Option<(CloudEvent, Bytes)>, Error> {
+    match MadeBy::of_decision(&endpoints.cell, id) {
+        Some(made_by) => outputs.decision(made_by, id).await,
         None => Ok(None),
     }
+}
+
+/// SQL knows which decision a request or a lease had. What stands in OUT now is there a moment later: that long it is waited for.
+async fn by_another_id(outputs: &Outputs, endpoints: &Endpoints, id: &str) -> Result<(CloudEvent, Bytes), Error> {
+    let newest = outputs.newest().await?;
+    let mut known = postgres::ask(endpoints, &question(id)).await?;
+    if let (None, Some(newest)) = (known.first("decision_id"), newest) {
+        visible::until(endpoints, newest.sequence).await?;
+        known = postgres::ask(endpoints, &question(id)).await?;
+    }
+    let unknown = || Error::Usage(format!("nothing was decided on {id:?}, or it is too long ago: `plimsoll decisions` lists the newest"));
+    let decision = known.first("decision_id").ok_or_else(unknown)?;
+    found(outputs, endpoints, decision).await?.ok_or_else(unknown)
 }
 
 fn question(id: &str) -> String {
