@@ -115,3 +115,14 @@ fn fail(error: &Error) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "plimsoll: {error}");
     ExitCode::FAILURE
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_command_can_be_parsed_as_it_is_declared() {
+        Cli::command().debug_assert();
+    }
+}

@@ -17,7 +17,7 @@ use crate::error::Error;
 
 /// Where tables come from.
 #[derive(Debug, Args)]
-pub struct Options {
+pub struct Learning {
     /// Tables to use, as --save-tables wrote them; without them they are learned first
     #[arg(long, value_name = "FILE")]
     tables: Option<PathBuf>,
@@ -42,7 +42,7 @@ pub struct Lessons {
 
 impl Lessons {
     /// What these policies need. `tested` are the seeds that nothing may be learned from.
-    pub fn learn(options: &Options, workload: &Workload, policies: &[Name], tested: &[u64]) -> Result<Self, Error> {
+    pub fn learn(options: &Learning, workload: &Workload, policies: &[Name], tested: &[u64]) -> Result<Self, Error> {
         let mut lessons = Self { tables: BTreeMap::new(), untaught: Tables::untaught(&[]), shown: BTreeMap::new() };
         for policy in policies.iter().copied().filter(|policy| policy.learns()) {
             let (tables, shown) = match &options.tables {
@@ -83,7 +83,7 @@ fn read(path: &Path) -> Result<Tables, Error> {
     Err(wrong(path.display().to_string(), what))
 }
 
-fn taught(options: &Options, workload: &Workload, policy: Name, tested: &[u64]) -> Result<(Tables, Value), Error> {
+fn taught(options: &Learning, workload: &Workload, policy: Name, tested: &[u64]) -> Result<(Tables, Value), Error> {
     let plan = Plan { seeds: options.train_seeds.iter().collect(), load_percent: options.train_load };
     if let Some(seed) = plan.seeds.iter().find(|seed| tested.contains(seed)) {
         return Err(Error::Usage(format!("seed {seed} is both learned from and tested: choose others with --train-seeds or --seeds")));

@@ -47,7 +47,7 @@ pub struct Options {
     #[arg(long, conflicts_with = "churn")]
     uncached: bool,
     #[command(flatten)]
-    lessons: lessons::Options,
+    lessons: lessons::Learning,
     #[command(flatten)]
     output: Flag,
 }
