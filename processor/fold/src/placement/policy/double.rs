@@ -31,7 +31,8 @@ impl Double {
 
     /// The quotient of two numbers, both above zero and not far from one.
     pub fn over(self, divisor: Self) -> Self {
-        let shift = u128::BITS - SIGNIFICANT - 2;
+        // As far as there is room, however few bits it has: a quotient needs more of them than a double keeps.
+        let shift = self.significand.leading_zeros().saturating_sub(2);
         divided(self.significand << shift, divisor.significand.max(1), (shift + self.point).saturating_sub(divisor.point))
     }
 
@@ -99,6 +100,12 @@ mod tests {
 
     fn exact(double: Double) -> f64 {
         double.significand as f64 / 2_f64.powi(double.point as i32)
+    }
+
+    #[test]
+    fn a_quotient_is_exact_to_the_last_bit_however_few_bits_its_dividend_has() {
+        assert_eq!(exact(Double::ONE.over(Double::quotient(1, 3))), 1.0 / (1.0 / 3.0));
+        assert_eq!(exact(Double::quotient(3, 4).over(Double::quotient(5, 7))), 0.75 / (5.0 / 7.0));
     }
 
     proptest! {
