@@ -4,7 +4,7 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use bytes::Bytes;
 use plimsoll_schemas::id::CellId;
-use plimsoll_schemas::out::{CloudEvent, Payload};
+use plimsoll_schemas::out::{CloudEvent, Decided, Distributed, Payload};
 use plimsoll_schemas::subject::out_stream;
 
 use crate::error::Error;
@@ -50,13 +50,15 @@ impl Outputs {
 
     /// The record that made the newest one; nothing while there is none.
     pub async fn newest(&self) -> Result<Option<MadeBy>, Error> {
-        Ok(self.at(self.stream.cached_info().state.last_sequence).await?.and_then(|(event, _)| MadeBy::of_event(&event)))
+        let last = self.stream.cached_info().state.last_sequence;
+        let newest = if last > 0 { self.at(last).await? } else { None };
+        Ok(newest.and_then(|(event, _)| MadeBy::of_event(&event)))
     }
 
     /// The decision that has this id, and its exact bytes. Looks at few outputs.
-    pub async fn decision(&self, made_by: MadeBy, id: &str) -> Result<Option<(CloudEvent, Bytes)>, Error> {
+    pub async fn decision(&self, made_by: MadeBy, id: &str) -> Result<Option<(Decision, Bytes)>, Error> {
         let state = &self.stream.cached_info().state;
-        let (mut low, mut high) = (state.first_sequence, state.last_sequence + 1);
+        let (mut low, mut high) = (state.first_sequence.max(1), state.last_sequence + 1);
         while low < high {
             let middle = low + (high - low) / 2;
             // What retention has taken was before everything that is left.
@@ -65,8 +67,8 @@ impl Outputs {
         }
         for sequence in low..=state.last_sequence {
             let Some((event, bytes)) = self.at(sequence).await?.filter(|(event, _)| MadeBy::of_event(event) == Some(made_by)) else { break };
-            if decided(&event.data) == Some(id) {
-                return Ok(Some((event, bytes)));
+            if let Some(decision) = Decision::of(event).filter(|decision| decision.id() == id) {
+                return Ok(Some((decision, bytes)));
             }
         }
         Ok(None)
@@ -79,8 +81,7 @@ impl Outputs {
                 let event = event.map_err(|error| failed(&self.url, format!("output {sequence} is no event: {error}")))?;
                 Ok(Some((event, message.payload)))
             }
-            // The broker knows no message 0 either.
-            Err(error) if sequence == 0 || error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(failed(&self.url, error.to_string())),
         }
     }
@@ -91,18 +92,34 @@ fn failed(url: &str, detail: String) -> Error {
     Error::Broker { what, url: url.to_owned(), detail, hint: "Is its processor running, and is --cell right?" }
 }
 
-/// The id of the decision that an event is, if it is one.
-fn decided(data: &Payload) -> Option<&str> {
-    match data {
-        Payload::Decided(decided) => Some(&decided.decision_id),
-        Payload::Distributed(split) => Some(&split.decision_id),
-        Payload::Lease(_)
-        | Payload::Device(_)
-        | Payload::Host(_)
-        | Payload::Rejected(_)
-        | Payload::Gap(_)
-        | Payload::Alert(_)
-        | Payload::Policy(_) => None,
+/// The answer to one request.
+pub enum Decision {
+    /// To place something.
+    Placed(Box<Decided>),
+    /// To split work.
+    Split(Box<Distributed>),
+}
+
+impl Decision {
+    fn of(event: CloudEvent) -> Option<Self> {
+        match event.data {
+            Payload::Decided(decided) => Some(Self::Placed(Box::new(decided))),
+            Payload::Distributed(split) => Some(Self::Split(Box::new(split))),
+            Payload::Lease(_)
+            | Payload::Device(_)
+            | Payload::Host(_)
+            | Payload::Rejected(_)
+            | Payload::Gap(_)
+            | Payload::Alert(_)
+            | Payload::Policy(_) => None,
+        }
+    }
+
+    fn id(&self) -> &str {
+        match self {
+            Self::Placed(decided) => &decided.decision_id,
+            Self::Split(split) => &split.decision_id,
+        }
     }
 }
 

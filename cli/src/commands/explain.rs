@@ -6,14 +6,14 @@ use std::process::ExitCode;
 
 use bytes::Bytes;
 use clap::Args;
-use plimsoll_schemas::out::{Assignment, CloudEvent, Decided, Distributed, Outcome, Payload};
+use plimsoll_schemas::out::{Assignment, Decided, Distributed, Outcome};
 use plimsoll_schemas::request::WHOLE_MILLI;
 
 use crate::broker::Broker;
 use crate::endpoint::Endpoints;
 use crate::error::Error;
 use crate::output::{Flag, Format};
-use crate::outputs::{MadeBy, Outputs};
+use crate::outputs::{Decision, MadeBy, Outputs};
 use crate::{endpoint, postgres, visible};
 
 /// Which decision.
@@ -31,31 +31,21 @@ pub struct Options {
 pub async fn run(options: Options) -> Result<ExitCode, Error> {
     let endpoints = options.endpoint.resolve()?;
     let outputs = Broker::connect(&endpoints).await?.outputs().await?;
-    let (event, bytes) = match found(&outputs, &endpoints, &options.id).await? {
+    let (decision, bytes) = match found(&outputs, &endpoints, &options.id).await? {
         Some(found) => found,
         None => by_another_id(&outputs, &endpoints, &options.id).await?,
     };
-    let text = match (options.output.format, &event.data) {
+    let text = match (options.output.format, &decision) {
         (Format::Json, _) => String::from_utf8_lossy(&bytes).into_owned() + "\n",
         (Format::Csv, _) => return Err(Error::Usage("an explanation is no table: use -o table or -o json".to_owned())),
-        (Format::Table, Payload::Decided(decided)) => placed(decided),
-        (Format::Table, Payload::Distributed(split)) => distributed(split),
-        (
-            Format::Table,
-            Payload::Lease(_)
-            | Payload::Device(_)
-            | Payload::Host(_)
-            | Payload::Rejected(_)
-            | Payload::Gap(_)
-            | Payload::Alert(_)
-            | Payload::Policy(_),
-        ) => return Err(Error::Usage(format!("{:?} is no decision", options.id))),
+        (Format::Table, Decision::Placed(decided)) => placed(decided),
+        (Format::Table, Decision::Split(split)) => distributed(split),
     };
     std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes()).map_err(Error::io("cannot write the answer"))?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn found(outputs: &Outputs, endpoints: &Endpoints, id: &str) -> Result<Option<(CloudEvent, Bytes)>, Error> {
+async fn found(outputs: &Outputs, endpoints: &Endpoints, id: &str) -> Result<Option<(Decision, Bytes)>, Error> {
     match MadeBy::of_decision(&endpoints.cell, id) {
         Some(made_by) => outputs.decision(made_by, id).await,
         None => Ok(None),
@@ -63,7 +53,7 @@ async fn found(outputs: &Outputs, endpoints: &Endpoints, id: &str) -> Result<Opt
 }
 
 /// SQL knows which decision a request or a lease had. What stands in OUT now is there a moment later: that long it is waited for.
-async fn by_another_id(outputs: &Outputs, endpoints: &Endpoints, id: &str) -> Result<(CloudEvent, Bytes), Error> {
+async fn by_another_id(outputs: &Outputs, endpoints: &Endpoints, id: &str) -> Result<(Decision, Bytes), Error> {
     let newest = outputs.newest().await?;
     let mut known = postgres::ask(endpoints, &question(id)).await?;
     if let (None, Some(newest)) = (known.first("decision_id"), newest) {

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use futures::StreamExt;
 use plimsoll_bench::cell::{Broker, PATIENCE, Processor, announce, config, speak};
-use plimsoll_bench::row;
+use plimsoll_bench::{place, row};
 use plimsoll_processor::streams;
 use plimsoll_schemas::control::Control;
 use plimsoll_schemas::id::{CellId, TenantId};
-use plimsoll_schemas::request::{Bundle, Place, Release, Request};
+use plimsoll_schemas::request::{Release, Request};
 use plimsoll_schemas::subject::{LogSubject, OutSubject};
 use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -50,16 +50,7 @@ async fn main() -> Result<()> {
     let mut took = Vec::with_capacity(requests);
     for number in 0..requests {
         sleep(PAUSE).await;
-        let place = Request::Place(Place {
-            request_id: format!("r-{number}"),
-            bundles: vec![Bundle { count: 1, milli: 1_000, vram_bytes: 1 << 30, mig_profile: None }],
-            model: None,
-            workload: None,
-            duration_ms: None,
-            priority: 0,
-            lease_ttl_ms: None,
-            labels: Default::default(),
-        });
+        let place = Request::Place(place(&format!("r-{number}"), 1, 1_000, 1));
         let begin = Instant::now();
         client.publish(ask.clone(), serde_json::to_vec(&place)?.into()).await?;
         client.flush().await?;

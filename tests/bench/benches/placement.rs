@@ -1,28 +1,14 @@
 //! The latency of one decision over the cell of the openb experiment: 1,213 hosts, 6,212 GPUs, every candidate looked at.
 
-use plimsoll_bench::{host, measure, row, sample, uuid};
+use plimsoll_bench::{host, measure, place, row, sample, uuid};
 use plimsoll_fold::placement::Settings;
 use plimsoll_fold::placement::candidate::Candidate;
 use plimsoll_fold::placement::select::choose;
 use plimsoll_schemas::id::{GpuUuid, HostId, Slot};
 use plimsoll_schemas::reason::Reason;
-use plimsoll_schemas::request::{Bundle, Place};
 
 const HOSTS: usize = 1_213;
 const GPUS: usize = 6_212;
-
-fn place(count: u32, milli: u32, vram_gib: u64) -> Place {
-    Place {
-        request_id: "r".to_owned(),
-        bundles: vec![Bundle { count, milli, vram_bytes: vram_gib << 30, mig_profile: None }],
-        model: None,
-        workload: None,
-        duration_ms: None,
-        priority: 0,
-        lease_ttl_ms: None,
-        labels: Default::default(),
-    }
-}
 
 /// Hosts of 8 GPUs and of 2, as many as make up the cell.
 fn gpus_of(number: usize) -> usize {
@@ -58,10 +44,10 @@ fn main() {
         .collect();
     row(&[&format!("{} GPUs on {HOSTS} hosts", candidates.len()), "outcome", "median us", "p99 us", "decisions/s"]);
     for (name, request) in [
-        ("1 GPU", place(1, 1_000, 40)),
-        ("half a GPU", place(1, 500, 10)),
-        ("4 GPUs on one host", place(4, 1_000, 0)),
-        ("8 GPUs on one host (none)", place(8, 1_000, 79)),
+        ("1 GPU", place("r", 1, 1_000, 40)),
+        ("half a GPU", place("r", 1, 500, 10)),
+        ("4 GPUs on one host", place("r", 4, 1_000, 0)),
+        ("8 GPUs on one host (none)", place("r", 8, 1_000, 79)),
     ] {
         let outcome = choose(&candidates, &request, &Settings::default()).outcome;
         let measured = measure(|| choose(&candidates, &request, &Settings::default()));

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use plimsoll_schemas::frame::{Frame, Tick};
 use plimsoll_schemas::id::{GpuUuid, HostId, Slot};
 use plimsoll_schemas::inventory::{Gpu, Inventory, Placement, VERSION};
+use plimsoll_schemas::request::{Bundle, Place};
 use plimsoll_schemas::sample::{Field, Sample};
 use plimsoll_schemas::time::{EventTime, NS_PER_S};
 
@@ -104,6 +105,20 @@ pub fn frame(number: usize, gpus: usize, second: i64, ticks: usize, sequence: u6
         samples: (0..gpus * ticks).map(|row| sample(number * 31 + second as usize * 7 + row)).collect(),
         rejected: Vec::new(),
         rejected_more: 0,
+    }
+}
+
+/// A request for so many GPUs of one host, thousandths of each and GiB of its memory.
+pub fn place(request_id: &str, count: u32, milli: u32, vram_gib: u64) -> Place {
+    Place {
+        request_id: request_id.to_owned(),
+        bundles: vec![Bundle { count, milli, vram_bytes: vram_gib << 30, mig_profile: None }],
+        model: None,
+        workload: None,
+        duration_ms: None,
+        priority: 0,
+        lease_ttl_ms: None,
+        labels: Default::default(),
     }
 }
 

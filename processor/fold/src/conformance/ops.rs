@@ -47,7 +47,7 @@ pub(super) fn answer(op: &str, input: &Value) -> Option<Result<Value, String>> {
     Some(match op {
         "sample.validate" => sample_validate(input),
         "score.headroom" => score_headroom(input),
-        "score.live" => score_live(input).map(|score| json!(score)),
+        "score.live" => score_live(input),
         "score.live_monotone" => score_live_monotone(input),
         "score.reliability" => score_reliability(input),
         "reputation.after_successes" => reputation_after_successes(input),

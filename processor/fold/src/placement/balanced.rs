@@ -4,11 +4,6 @@
 //! What nobody has measured is left out and the other weights grow in proportion; nothing is made up. Too little room is a gate, not a
 //! low score.
 
-/// Name of the policy.
-pub const POLICY_NAME: &str = "balanced";
-/// Version of the policy: a change of any constant below is a new version.
-pub const POLICY_VERSION: u32 = 1;
-
 const ONE_MICRO: u64 = 1_000_000;
 const COMPUTE_BP: u64 = 4_000;
 const MEMORY_BP: u64 = 3_000;

@@ -3,11 +3,6 @@
 
 use super::reputation::Reputation;
 
-/// Name of the policy.
-pub const POLICY_NAME: &str = "reliability";
-/// Version of the policy: a change of any constant below is a new version.
-pub const POLICY_VERSION: u32 = 1;
-
 const ONE_NANO: u64 = 1_000_000_000;
 const NANO_PER_MICRO: u64 = 1_000;
 const REPUTATION_BP: u64 = 4_000;

@@ -34,11 +34,6 @@ impl Curve {
         }
     }
 
-    /// GPU that was allocated, thousandths.
-    pub fn allocated_milli(&self) -> i64 {
-        self.allocated_milli
-    }
-
     /// The mean allocated share over the arrivals at a mark, millionths: arrived percents are rounded to whole ones, allocated
     /// ones to two decimals. Where none came at the mark, those of the marks beside it; absent where there are none either.
     pub fn allocated_ppm(&self, mark: usize) -> Option<u32> {

@@ -71,7 +71,6 @@ struct Slot {
 /// The hosts, in tie order, and what is left on them.
 #[derive(Debug, Clone)]
 pub struct Fleet {
-    specs: Vec<HostSpec>,
     models: Vec<String>,
     slots: Vec<Slot>,
     left: Vec<i32>,
@@ -112,7 +111,7 @@ impl Fleet {
             });
         }
         let idle_milli = left.len() as i64 * i64::from(MILLI);
-        Ok(Self { specs, models, slots, left, idle_milli })
+        Ok(Self { models, slots, left, idle_milli })
     }
 
     /// Number of hosts.
@@ -143,11 +142,6 @@ impl Fleet {
     /// What is left on every host, in tie order.
     pub fn hosts(&self) -> impl Iterator<Item = Host<'_>> {
         (0..self.len()).map(|index| self.host(index))
-    }
-
-    /// A host as it was registered.
-    pub fn spec(&self, index: usize) -> &HostSpec {
-        &self.specs[index]
     }
 
     /// The models, by number.

@@ -45,11 +45,6 @@ impl Placer {
         &self.fleet
     }
 
-    /// The policy.
-    pub fn policy(&self) -> &dyn Policy {
-        &*self.policy
-    }
-
     /// Where the policy would put the shape now, or nothing where it fits nowhere. Changes nothing but what is remembered.
     pub fn choose(&mut self, shape: &Shape) -> Option<Place> {
         self.policy.next_turn();
