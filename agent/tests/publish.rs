@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn nats_server() -> Option<PathBuf> {
     let named = std::env::var_os("NATS_SERVER").map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools");
+    let tools = std::path::absolute("../.tools").unwrap_or_default();
     let found = named.or_else(|| {
         std::env::split_paths(&path).chain([tools.join("bin"), tools]).map(|folder| folder.join("nats-server")).find(|file| file.is_file())
     });

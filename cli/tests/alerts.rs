@@ -45,7 +45,7 @@ fn nats_server() -> Option<PathBuf> {
     let named = std::env::var_os("NATS_SERVER").map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|folder| folder.join("nats-server"));
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/nats-server");
+    let tools = std::path::absolute("../.tools/nats-server").unwrap_or_default();
     named.into_iter().chain(found).chain([tools]).find(|candidate| candidate.is_file())
 }
 

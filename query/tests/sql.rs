@@ -520,7 +520,7 @@ async fn the_capacity_questions_of_this_version_are_answered() {
     rows.push(rows::event(34, t));
     let cell = Cell::with(rows, 15, |_| ()).await;
     let ask = async |name: &str| {
-        let path = format!("{}/sql/{name}.sql", env!("CARGO_MANIFEST_DIR"));
+        let path = format!("sql/{name}.sql");
         let sql = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
         json!(cell.rows(&sql).await)
     };

@@ -32,7 +32,7 @@ pub fn binaries() -> PathBuf {
 pub fn nats_server() -> Option<PathBuf> {
     let from_env = std::env::var_os("NATS_SERVER").map(PathBuf::from);
     let from_path = std::env::var_os("PATH").and_then(|path| std::env::split_paths(&path).map(|f| f.join("nats-server")).find(|f| f.is_file()));
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/nats-server");
+    let tools = std::path::absolute("../.tools/nats-server").unwrap_or_default();
     from_env.or(from_path).or(tools.is_file().then_some(tools))
 }
 

@@ -6,7 +6,8 @@ use plimsoll_fold::conformance::{Verdict, run};
 use serde_json::{Value, json};
 
 const OWN: &str = include_str!("../fixtures/conformance.json");
-const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+/// From where cargo runs the tests.
+const WORKSPACE: &str = "../..";
 /// The shared cases, beside the repository unless the environment names another file.
 const SHARED: &str = "../shared/conformance/cases.json";
 

@@ -59,7 +59,7 @@ fn gunzip(path: &Path) -> Vec<u8> {
 
 /// The folder with the traces, if it is there.
 fn traces() -> Option<PathBuf> {
-    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/openb");
+    let beside = || PathBuf::from("../../../shared/data/openb");
     let folder = std::env::var_os("OPENB_DIR").map_or_else(beside, PathBuf::from);
     if folder.is_dir() {
         return Some(folder);

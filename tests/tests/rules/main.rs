@@ -7,5 +7,5 @@ use std::path::PathBuf;
 
 /// The top of the repository.
 fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository").to_owned()
+    PathBuf::from("..").canonicalize().expect("tests/ lies in the repository")
 }
