@@ -20,13 +20,8 @@ use plimsoll_schemas::request::{Bundle, Place, Request};
 fn place(number: u32) -> Request {
     Request::Place(Place {
         request_id: format!("r-{number}"),
-        bundles: vec![Bundle { count: 1, milli: 1_000, vram_bytes: 1 << 30, mig_profile: None }],
-        model: None,
-        workload: None,
-        duration_ms: None,
-        priority: 0,
-        lease_ttl_ms: None,
-        labels: Default::default(),
+        bundles: vec![Bundle { count: 1, milli: 1_000, vram_bytes: 1 << 30, ..Bundle::default() }],
+        ..Place::default()
     })
 }
 

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::alert::Rule;
-use crate::id::{GpuUuid, HostId, LogEpoch, Position};
+use crate::id::{GpuUuid, HostId, LogEpoch, Position, TenantId};
 use crate::out::CloudEvent;
 use crate::settings::Settings;
 
@@ -62,6 +62,14 @@ pub enum Control {
     RemoveAlertRule {
         /// Its name.
         name: String,
+    },
+    /// Bound what a tenant may hold.
+    Quota {
+        /// The tenant.
+        tenant: TenantId,
+        /// Thousandths of GPUs at most; absent = no bound any more.
+        #[serde(default)]
+        gpu_milli_max: Option<u64>,
     },
     /// Choose which behaviour of the fold holds from here on. Every processor must know it: upgrade them first.
     Logic {

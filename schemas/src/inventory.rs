@@ -95,8 +95,13 @@ impl Inventory {
         let place = &self.placement;
         let place = [("cluster", &place.cluster), ("zone", &place.zone), ("rack", &place.rack), ("pool", &place.pool)];
         let gpus = self.gpus.iter().flat_map(|gpu| {
-            let known =
-                [("mig_profile", &gpu.mig_profile), ("arch", &gpu.arch), ("pci_bus_id", &gpu.pci_bus_id), ("driver_version", &gpu.driver_version)];
+            let known = [
+                ("mig_profile", &gpu.mig_profile),
+                ("arch", &gpu.arch),
+                ("pci_bus_id", &gpu.pci_bus_id),
+                ("driver_version", &gpu.driver_version),
+                ("compute_capability", &gpu.compute_capability),
+            ];
             std::iter::once(("model", gpu.model.as_str())).chain(known.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?))))
         });
         let place = place.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?)));
@@ -163,6 +168,9 @@ pub struct Gpu {
     /// Driver version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver_version: Option<String>,
+    /// CUDA compute capability such as `9.0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute_capability: Option<String>,
     /// Enforced power limit, milliwatts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_limit_mw: Option<u64>,

@@ -11,6 +11,7 @@ pub mod ctl;
 pub mod frame;
 pub mod id;
 pub mod inventory;
+pub mod candidates;
 pub mod out;
 pub mod reading;
 pub mod reason;

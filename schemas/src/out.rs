@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::alert::{Limit, Scope, Severity, Signal};
+use crate::candidates::Candidates;
 use crate::ctl::Class;
 use crate::id::{CellId, DeviceKey, GpuUuid, HostId, Position, Slot, TenantId};
 use crate::policy::{Policy, SetBy};
@@ -62,6 +63,8 @@ pub enum Payload {
     Alert(Box<AlertChanged>),
     /// `plimsoll.policy.changed.v1`
     Policy(Box<PolicyChanged>),
+    /// `plimsoll.preemption.proposed.v1`
+    Preemption(Box<PreemptionProposed>),
 }
 
 impl Payload {
@@ -77,6 +80,7 @@ impl Payload {
             Self::Gap(_) => "plimsoll.gap.v1",
             Self::Alert(_) => "plimsoll.alert.changed.v1",
             Self::Policy(_) => "plimsoll.policy.changed.v1",
+            Self::Preemption(_) => "plimsoll.preemption.proposed.v1",
         }
     }
 
@@ -91,6 +95,7 @@ impl Payload {
             Self::Gap(g) => format!("gap/{}", g.host.as_ref().map_or("log", HostId::as_str)),
             Self::Alert(a) => format!("alert/{}", a.dedup_key),
             Self::Policy(p) => format!("policy/{}/{}", p.policy.kind(), p.name),
+            Self::Preemption(p) => format!("request/{}", p.request_id),
         }
     }
 }
@@ -180,8 +185,23 @@ pub struct Decided {
     pub detail: Option<String>,
     /// The position it was decided on.
     pub position: Position,
-    /// Policy and version, such as `headroom@1`.
+    /// Rolling hash of the state it was decided on, hexadecimal.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub state_hash: String,
+    /// Policy and version, such as `hybrid@1`.
     pub policy: String,
+    /// Hash of the learned tables that the policy used, hexadecimal; absent = it used none, or untaught ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tables_hash: Option<String>,
+    /// Hash of the mix of earlier requests that the policy used, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mix_hash: Option<String>,
+    /// Which try it was, from 1.
+    #[serde(default = "first", skip_serializing_if = "is_first")]
+    pub attempt: u32,
+    /// How long it waited, ms of live clock.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub queue_ms: u64,
     /// Hosts looked at.
     pub hosts_considered: u32,
     /// Hosts that could have taken it.
@@ -194,8 +214,73 @@ pub struct Decided {
     /// The lease, if placed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lease: Option<LeaseGrant>,
+    /// What the chosen places scored together, in millionths of the policy's unit, if placed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score_micro: Option<i64>,
+    /// What that is made of, where the policy says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<ScoreParts>,
     /// The best hosts that were not taken, at most three.
     pub runners_up: Vec<RunnerUp>,
+    /// Which GPUs were refused, by reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidates: Option<Candidates>,
+    /// The host that lacked least, unless placed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nearest_miss: Option<NearestMiss>,
+    /// For a request that waits: when leases that run out could leave it enough room at the earliest, RFC 3339. They can be renewed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub earliest_at: Option<String>,
+    /// CPU or memory of the host was asked for, and no chosen host has said how much it has: placed by GPU alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub by_gpu_alone: bool,
+}
+
+fn first() -> u32 {
+    1
+}
+
+fn is_first(attempt: &u32) -> bool {
+    *attempt == 1
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+fn is_zero_32(number: &u32) -> bool {
+    *number == 0
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+/// What a score is made of, thousandths of a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct ScoreParts {
+    /// By how much expected fragmentation falls.
+    pub fragmentation_milli: i64,
+    /// By how much of what is left will no longer stay idle when the fleet is full.
+    pub waste_milli: i64,
+    /// What is taken away from rare requests; counts against it.
+    pub scarcity_milli: i64,
+}
+
+/// The host that lacked least.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NearestMiss {
+    /// The host.
+    pub host: HostId,
+    /// How many of its GPUs would do.
+    pub gpus: u32,
+    /// How many are needed there.
+    pub gpus_needed: u32,
+    /// Why it was not enough: the reason that most of its other GPUs have, or what the host itself lacks.
+    pub reason: Reason,
+    /// How many hosts are as near.
+    pub hosts: u32,
 }
 
 /// One GPU of a placement.
@@ -215,8 +300,14 @@ pub struct Assignment {
     pub milli: u32,
     /// Memory reserved, bytes.
     pub vram_bytes: u64,
-    /// Its score in millionths.
+    /// How much room it had, by `headroom@1`, millionths.
     pub score_micro: u32,
+    /// Which member of the gang stands on it, from 0.
+    #[serde(default, skip_serializing_if = "is_zero_32")]
+    pub member: u32,
+    /// The member's bundle, if it has a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<String>,
 }
 
 /// What the holder gets.
@@ -231,6 +322,29 @@ pub struct LeaseGrant {
     /// When that would be if the log goes on without a break, RFC 3339.
     #[schemars(extend("format" = "date-time"))]
     pub expires_at: String,
+    /// CPU and memory of hosts that it holds besides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<HostShare>,
+    /// The request's priority.
+    #[serde(default)]
+    pub priority: i16,
+    /// Whether ending it may be proposed to make room.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub preemptible: bool,
+    /// The request's labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// CPU and memory of a host that a lease holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostShare {
+    /// The host.
+    pub host: HostId,
+    /// Thousandths of a core.
+    pub cpu_milli: u64,
+    /// Bytes.
+    pub memory_bytes: u64,
 }
 
 /// A host that could have taken the request and was not chosen.
@@ -238,8 +352,39 @@ pub struct LeaseGrant {
 pub struct RunnerUp {
     /// The host.
     pub host: HostId,
-    /// The mean score of the GPUs it would have given, millionths.
-    pub score_micro: u32,
+    /// What it scored, in millionths of the policy's unit.
+    pub score_micro: i64,
+    /// What that is made of, where the policy says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<ScoreParts>,
+}
+
+/// A request of higher priority could be placed if these leases ended. Whether they end is for their holders, or an operator, to say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PreemptionProposed {
+    /// The request that does not fit.
+    pub request_id: String,
+    /// Who asked.
+    pub tenant: TenantId,
+    /// Its priority.
+    pub priority: i16,
+    /// The position it was found at.
+    pub position: Position,
+    /// The leases whose end would make room, all of lower priority and preemptible.
+    pub victims: Vec<Victim>,
+    /// Where the request would then stand.
+    pub device_uuids: Vec<GpuUuid>,
+}
+
+/// A lease whose end would make room.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Victim {
+    /// The lease.
+    pub lease_id: String,
+    /// Who holds it.
+    pub tenant: TenantId,
+    /// Its priority.
+    pub priority: i16,
 }
 
 /// How work items were split.

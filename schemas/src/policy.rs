@@ -22,6 +22,15 @@ pub enum Policy {
     Enrolment,
     /// A host or GPU is out of service. Name: `host/…` or `gpu/…`.
     Cordon(Cordoned),
+    /// What a tenant may hold. Name: the tenant.
+    Quota(Quota),
+}
+
+/// What a tenant may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Quota {
+    /// Thousandths of GPUs at most.
+    pub gpu_milli_max: u64,
 }
 
 /// How something is out of service.
@@ -34,6 +43,9 @@ pub struct Cordoned {
 }
 
 impl Policy {
+    /// The kind of [`Policy::Quota`].
+    pub const QUOTA: &str = "quota";
+
     /// The snake_case kind in JSON and SQL.
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -43,6 +55,7 @@ impl Policy {
             Self::Logic => "logic",
             Self::Enrolment => "enrolment",
             Self::Cordon(_) => "cordon",
+            Self::Quota(_) => Self::QUOTA,
         }
     }
 
@@ -52,6 +65,7 @@ impl Policy {
             Self::Settings(thresholds) => serde_json::to_string(thresholds),
             Self::AlertRule(rule) => serde_json::to_string(rule),
             Self::Cordon(cordoned) => serde_json::to_string(cordoned),
+            Self::Quota(quota) => serde_json::to_string(quota),
             Self::Placement | Self::Logic | Self::Enrolment => Ok("{}".to_owned()),
         };
         text.expect("plain structs always serialise")

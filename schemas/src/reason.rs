@@ -114,6 +114,8 @@ reasons! {
     Stale = 40, "stale";
     /// No sample yet.
     NoSample = 41, "no_sample";
+    /// It spoke for the first time too short a while ago.
+    WarmingUp = 110, "warming_up";
     /// The host is not enrolled.
     NotEnrolled = 42, "not_enrolled";
     /// An operator took it out of service.
@@ -134,14 +136,38 @@ reasons! {
     Thermal = 46, "thermal";
     /// Another model than asked for.
     ModelMismatch = 47, "model_mismatch";
+    /// An older driver than asked for, or an unknown one.
+    DriverTooOld = 111, "driver_too_old";
+    /// A lower compute capability than asked for, or an unknown one.
+    ComputeCapability = 112, "compute_capability";
+    /// A MIG instance where a GPU is asked for, or another profile than asked for.
+    MigProfile = 113, "mig_profile";
+    /// The host stands elsewhere than asked for.
+    LabelMismatch = 114, "label_mismatch";
+    /// The tenant would hold more than its quota.
+    QuotaExceeded = 115, "quota_exceeded";
+    /// Kept for a request that waits.
+    Reserved = 116, "reserved";
     /// Reserved by another lease.
     LeaseConflict = 48, "lease_conflict";
+    /// Something is left of it, but less than the share asked for.
+    ShareTooSmall = 117, "share_too_small";
+    /// Not enough CPU left on the host.
+    InsufficientCpu = 118, "insufficient_cpu";
+    /// Not enough memory left on the host.
+    InsufficientHostMemory = 119, "insufficient_host_memory";
     /// Not enough GPU memory left.
     InsufficientMemory = 49, "insufficient_memory";
+    /// Not within the NVLink domain, NUMA node, host or rack that is asked for.
+    Topology = 120, "topology";
+    /// Too near to what must be avoided, or to another member of the gang.
+    AntiAffinity = 121, "anti_affinity";
     /// Not enough GPUs left on any one host.
     TooFewDevices = 50, "too_few_devices";
     /// Scores nothing: full and busy.
     NoHeadroom = 51, "no_headroom";
+    /// Some members of the gang would find a place, but not all.
+    GangPartial = 122, "gang_partial";
     /// The search used up its node budget.
     BudgetExhausted = 52, "budget_exhausted";
     /// There is no GPU at all.
@@ -150,7 +176,7 @@ reasons! {
     // Requests.
     /// The request's fields are missing or out of bounds.
     InvalidRequest = 60, "invalid_request";
-    /// A shape this version cannot place (more than one bundle, MIG profiles).
+    /// A shape this version cannot place.
     UnsupportedShape = 61, "unsupported_shape";
     /// No such lease.
     UnknownLease = 62, "unknown_lease";
@@ -176,6 +202,10 @@ reasons! {
     Cancelled = 72, "cancelled";
     /// It waited longer than it said it would.
     MaxWait = 73, "max_wait";
+    /// It is not to be placed before a certain instant.
+    NotYet = 74, "not_yet";
+    /// No request of that id waits.
+    UnknownRequest = 75, "unknown_request";
 
     // Control records.
     /// No such policy, rule or version.

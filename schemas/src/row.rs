@@ -415,8 +415,8 @@ pub struct DecisionRow {
     pub attempt: u32,
     /// How long it waited, ms of live clock.
     pub queue_ms: i64,
-    /// Score of what was chosen, millionths.
-    pub score_micro: Option<u32>,
+    /// Score of what was chosen, millionths of the policy's unit.
+    pub score_micro: Option<i64>,
     /// Policy's name.
     pub policy: String,
     /// Policy's version.
@@ -425,6 +425,8 @@ pub struct DecisionRow {
     pub hosts_considered: u32,
     /// Hosts that could have taken it.
     pub hosts_feasible: u32,
+    /// Which GPUs were refused, as in the event, as JSON.
+    pub candidates: Option<String>,
     /// Lease, if placed.
     pub lease_id: Option<String>,
 }

@@ -75,3 +75,23 @@ pub mod rfc3339 {
         parse_rfc3339_ns(&text).map(EventTime).ok_or_else(|| D::Error::custom(format!("{text:?} is not an RFC 3339 instant")))
     }
 }
+
+/// The same for an instant that may be absent.
+pub mod rfc3339_option {
+    use super::{EventTime, parse_rfc3339_ns, rfc3339};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    /// Writes the instant as RFC 3339, or null.
+    pub fn serialize<S: Serializer>(at: &Option<EventTime>, to: S) -> Result<S::Ok, S::Error> {
+        match at {
+            Some(at) => rfc3339::serialize(at, to),
+            None => to.serialize_none(),
+        }
+    }
+
+    /// Reads RFC 3339, or null.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<EventTime>, D::Error> {
+        let Some(text) = Option::<String>::deserialize(from)? else { return Ok(None) };
+        parse_rfc3339_ns(&text).map(EventTime).map(Some).ok_or_else(|| D::Error::custom(format!("{text:?} is not an RFC 3339 instant")))
+    }
+}

@@ -447,6 +447,7 @@ fn gpu(device: &Device, index: usize, uuid: GpuUuid) -> Gpu {
         numa_node: None,
         pci_bus_id: None,
         driver_version: None,
+        compute_capability: None,
         power_limit_mw: None,
         power_limit_max_mw: None,
         slowdown_temperature_mk: None,

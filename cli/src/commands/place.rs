@@ -62,17 +62,9 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
     let broker = Broker::connect(&options.endpoint.resolve()?).await?;
     let since = if options.request_id.is_some() { Since::Last(LOOK_BACK_OUTPUTS) } else { Since::Now };
     let request_id = options.request_id.unwrap_or_else(|| format!("cli-{}", broker.unique()));
-    let bundle = Bundle { count: options.gpus, milli: options.milli, vram_bytes: options.memory.unwrap_or(0), mig_profile: None };
-    let place = Place {
-        request_id,
-        bundles: vec![bundle],
-        model: options.model,
-        workload: options.workload,
-        duration_ms: None,
-        priority: 0,
-        lease_ttl_ms: options.ttl,
-        labels: Default::default(),
-    };
+    let bundle = Bundle { count: options.gpus, milli: options.milli, vram_bytes: options.memory.unwrap_or(0), ..Bundle::default() };
+    let place =
+        Place { request_id, bundles: vec![bundle], model: options.model, workload: options.workload, lease_ttl_ms: options.ttl, ..Place::default() };
     let decided = ask(&broker, &options.tenant, place, since, options.timeout).await?;
     match options.output.format {
         Format::Json => {

@@ -56,13 +56,10 @@ async fn decide(endpoints: &Endpoints, report: Report) -> Result<Option<DemoLeas
     let tenant: TenantId = "demo".parse().expect("a plain word is a token");
     let place = Place {
         request_id: format!("demo-{}", broker.unique()),
-        bundles: vec![Bundle { count: 1, milli: WHOLE_MILLI, vram_bytes: 0, mig_profile: None }],
-        model: None,
+        bundles: vec![Bundle { count: 1, milli: WHOLE_MILLI, vram_bytes: 0, ..Bundle::default() }],
         workload: Some("demonstration".to_owned()),
-        duration_ms: None,
-        priority: 0,
         lease_ttl_ms: Some(LEASE_TTL_MS),
-        labels: Default::default(),
+        ..Place::default()
     };
     let decided = place::ask(&broker, &tenant, place, Since::Now, DECISION_TIMEOUT).await?;
     report.say(&Event::Decided { decision: &decided });

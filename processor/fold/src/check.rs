@@ -102,6 +102,7 @@ mod tests {
             numa_node: None,
             pci_bus_id: None,
             driver_version: None,
+            compute_capability: None,
             power_limit_mw: None,
             power_limit_max_mw: power,
             slowdown_temperature_mk: None,

@@ -3,8 +3,8 @@
 //! A record that cannot be carried out is refused with a reason and changes nothing. What is in force is kept by `policies`.
 
 use plimsoll_schemas::control::{Control, Cordon};
-use plimsoll_schemas::id::{GpuUuid, HostId, Position};
-use plimsoll_schemas::policy::{Cordoned, Policy, SetBy};
+use plimsoll_schemas::id::{GpuUuid, HostId, Position, TenantId};
+use plimsoll_schemas::policy::{Cordoned, Policy, Quota, SetBy};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::settings::{Settings, Thresholds};
 use plimsoll_schemas::time::NS_PER_MS;
@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::emit::Emit;
 use crate::faults::Faults;
+use crate::placement::policy::catalogue::Name;
+use crate::placing::{VERSION, unknown_policy};
 use crate::policies::FOLD;
 use crate::refuse::Refusal;
 use crate::registry::HOSTS_MAX;
-use crate::requests::POLICY;
 use crate::state_time::Cause;
 use crate::{LOGIC, State};
 
@@ -66,6 +67,7 @@ impl State {
             Control::AlertRule(rule) => self.alert_rule(rule, emit),
             Control::RemoveAlertRule { name } => self.remove_alert_rule(name, emit),
             Control::Logic { version } => self.logic(*version, emit),
+            Control::Quota { tenant, gpu_milli_max } => self.quota(tenant, *gpu_milli_max, emit),
         }
     }
 
@@ -234,12 +236,25 @@ impl State {
     }
 
     fn placement(&mut self, policy: &str, version: u32, emit: &mut Emit<'_>) {
-        if (policy, version) == POLICY {
-            self.policies.set(Policy::Placement, POLICY.0, Some(POLICY.1), SetBy::Operator, emit);
-        } else {
-            let detail = format!("no policy {policy}@{version}, this build has {}@{}", POLICY.0, POLICY.1);
-            self.refuse_control(Reason::UnknownPolicy, detail, emit);
+        let Some(name) = Name::from_code(policy).filter(|_| version == VERSION) else {
+            return self.refuse_control(Reason::UnknownPolicy, unknown_policy(&format!("{policy}@{version}")), emit);
+        };
+        let old = self.meta.policy();
+        if name != old {
+            self.policies.end(Policy::Placement.kind(), old.code(), emit);
         }
+        self.policies.set(Policy::Placement, name.code(), Some(VERSION), SetBy::Operator, emit);
+        self.meta.policy = name.code().to_owned();
+    }
+
+    fn quota(&mut self, tenant: &TenantId, gpu_milli_max: Option<u64>, emit: &mut Emit<'_>) {
+        match gpu_milli_max {
+            Some(gpu_milli_max) => {
+                self.policies.set(Policy::Quota(Quota { gpu_milli_max }), tenant.as_str(), None, SetBy::Operator, emit);
+            }
+            None => self.policies.end(Policy::QUOTA, tenant.as_str(), emit),
+        }
+        self.queue.woken = true;
     }
 
     fn logic(&mut self, version: u32, emit: &mut Emit<'_>) {

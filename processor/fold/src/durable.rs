@@ -2,13 +2,14 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | meta | `state`, `clock`, `announcer`, `buckets` | one struct each |
+//! | meta | `state`, `clock`, `announcer`, `buckets`, `mix`, `queue` | one struct each |
 //! | hosts | host 4 | host |
 //! | devices | device 4, part 1 (0 facts, 1 pulse) | facts or pulse |
 //! | panes | device 4, kind 1, tier 1, start 8 | open pane, late part or number of parts |
 //! | ranges | host 4, epoch 8, class 1 | ranges and gaps |
 //! | requests | number 8 | request seen |
 //! | leases | fence 8 | lease |
+//! | waiting | priority 4 (negated), number 8 | request that waits |
 //! | policies | `<kind>/<name>` | what is in force |
 //! | alerts | subject 5, rule 4; or `rules`, `counted` | a watched rule; one struct each |
 
@@ -25,12 +26,13 @@ use crate::alerts::Subject;
 use crate::ranges::{Entry as RangesEntry, Ranges};
 use crate::registry::{Device, Facts, Host, LatePane, Pulse};
 use crate::timers::Timer;
+use crate::waiting::{Turn, Waiting, turn};
 use crate::window::Pane;
 
 /// Version of everything that is stored: the shape of state entries, rows and outputs. It grows with every change of shape; a store of
 /// an older format is set aside and rebuilt, one of a newer format is refused. What the fold *does* has a version of its own,
 /// [`crate::LOGIC`].
-pub const FORMAT: u32 = 8;
+pub const FORMAT: u32 = 9;
 /// First byte of every value.
 const VERSION: u8 = FORMAT as u8;
 
@@ -63,6 +65,8 @@ pub enum StateTable {
     Requests = 6,
     /// Leases.
     Leases = 7,
+    /// Requests that wait.
+    Waiting = 8,
     /// What is in force.
     Policies = 20,
     /// Alert rules and where they stand.
@@ -71,8 +75,18 @@ pub enum StateTable {
 
 impl StateTable {
     /// Every table.
-    pub const ALL: &[StateTable] =
-        &[Self::Meta, Self::Hosts, Self::Devices, Self::Panes, Self::Ranges, Self::Requests, Self::Leases, Self::Policies, Self::Alerts];
+    pub const ALL: &[StateTable] = &[
+        Self::Meta,
+        Self::Hosts,
+        Self::Devices,
+        Self::Panes,
+        Self::Ranges,
+        Self::Requests,
+        Self::Leases,
+        Self::Waiting,
+        Self::Policies,
+        Self::Alerts,
+    ];
 
     /// The name of its column family.
     pub const fn name(self) -> &'static str {
@@ -84,6 +98,7 @@ impl StateTable {
             Self::Ranges => "ranges",
             Self::Requests => "requests",
             Self::Leases => "leases",
+            Self::Waiting => "waiting",
             Self::Policies => "policies",
             Self::Alerts => "alerts",
         }
@@ -188,6 +203,13 @@ impl State {
         writer.put(StateTable::Meta, b"announcer".to_vec(), &self.announcer);
         if std::mem::take(&mut self.buckets_dirty) {
             writer.put(StateTable::Meta, b"buckets".to_vec(), &self.buckets);
+        }
+        if std::mem::take(&mut self.mix_dirty) {
+            writer.put(StateTable::Meta, b"mix".to_vec(), &self.mix);
+        }
+        writer.put(StateTable::Meta, b"queue".to_vec(), &self.queue.order);
+        for turn in std::mem::take(&mut self.queue.dirty) {
+            writer.put_or_delete(StateTable::Waiting, turn_key(turn), self.queue.by_turn.get(&turn));
         }
         self.take_alerts(&mut writer);
         self.take_hosts(&mut writer);
@@ -336,6 +358,9 @@ impl State {
             (device.facts_dirty, device.pulse_dirty, device.listed) = (false, false, false);
             self.wait_for_late(number);
         }
+        for (&(_, number), waiting) in &self.queue.by_turn {
+            self.timers.set(waiting.until_ns + 1, Timer::Waiting(number));
+        }
         let fences: Vec<u64> = self.leases.by_fence.keys().copied().collect();
         for fence in fences {
             if let Some(lease) = self.leases.by_fence.get_mut(&fence) {
@@ -364,6 +389,8 @@ impl State {
                 b"clock" => self.clock = entry.value()?,
                 b"announcer" => self.announcer = entry.value()?,
                 b"buckets" => self.buckets = entry.value()?,
+                b"mix" => self.mix = entry.value()?,
+                b"queue" => self.queue.order = entry.value()?,
                 _ => return Err(entry.error("unknown key")),
             },
             StateTable::Hosts => {
@@ -391,6 +418,14 @@ impl State {
                 self.requests.insert(number, entry.value()?);
             }
             StateTable::Leases => self.leases.insert(entry.value()?),
+            StateTable::Waiting => {
+                let waiting: Waiting = entry.value()?;
+                let turn = turn(waiting.place.priority, entry.u64_at(4)?);
+                if entry.key != turn_key(turn) {
+                    return Err(entry.error("a request waits under another priority"));
+                }
+                self.queue.insert(turn, waiting);
+            }
             StateTable::Policies => {
                 let key = String::from_utf8(entry.key.clone()).map_err(|_| entry.error("unknown key"))?;
                 self.policies.by_key.insert(key, entry.value()?);
@@ -484,6 +519,11 @@ fn sorted<T: Ord>(mut numbers: Vec<T>) -> Vec<T> {
     numbers.sort_unstable();
     numbers.dedup();
     numbers
+}
+
+/// Sorted as they wait.
+fn turn_key((priority, number): Turn) -> Vec<u8> {
+    [&priority.wrapping_sub(i32::MIN).to_be_bytes()[..], &number.to_be_bytes()].concat()
 }
 
 fn ranges_key(host: u32, epoch: u64, class: Class) -> Vec<u8> {

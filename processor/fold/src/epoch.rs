@@ -5,12 +5,12 @@
 
 use plimsoll_schemas::control::NewEpoch;
 use plimsoll_schemas::id::{Position, TenantId};
-use plimsoll_schemas::out::{CloudEvent, Decided, LeaseChanged, LeaseGrant, LeaseState, Outcome, Payload};
+use plimsoll_schemas::out::{Assignment, CloudEvent, Decided, HostShare, LeaseChanged, LeaseGrant, LeaseState, Outcome, Payload};
 use plimsoll_schemas::row::{DecisionRow, Row};
 use plimsoll_schemas::time::NS_PER_MS;
 
 use crate::emit::Emit;
-use crate::leases::Lease;
+use crate::leases::{Held, Lease, Share};
 use crate::{Effects, State};
 
 /// The state is not the one that the new epoch begins with.
@@ -66,6 +66,8 @@ impl State {
             }
             // Their causes will be seen again, or are gone for good.
             Payload::Device(_) | Payload::Host(_) | Payload::Rejected(_) | Payload::Gap(_) | Payload::Policy(_) | Payload::Alert(_) => 0,
+            // It binds nobody.
+            Payload::Preemption(_) => 0,
         }
     }
 
@@ -77,7 +79,12 @@ impl State {
     }
 
     fn adopt_decision(&mut self, decided: &Decided, emit: &mut Emit<'_>) {
-        self.remember_request(&decided.tenant, &decided.request_id);
+        // A request that waited is gone with the log that held it, unless the state knows it: whoever sent it sends it again.
+        if decided.outcome != Outcome::Deferred {
+            self.remember_request(&decided.tenant, &decided.request_id);
+            let number = self.requests.number_of(&decided.tenant, &decided.request_id);
+            number.and_then(|number| self.queue.turn_of(number)).map(|turn| self.leave(turn));
+        }
         emit.row(Row::Decision(Box::new(DecisionRow {
             decision_id: decided.decision_id.clone(),
             decision_seq: decided.decision_seq,
@@ -85,13 +92,14 @@ impl State {
             decided_at: emit.logged_at(),
             outcome: decided.outcome,
             reason: decided.reason,
-            attempt: 1,
-            queue_ms: 0,
-            score_micro: None,
+            attempt: decided.attempt,
+            queue_ms: i64::try_from(decided.queue_ms).unwrap_or(i64::MAX),
+            score_micro: decided.score_micro,
             policy: decided.policy.split('@').next().unwrap_or_default().to_owned(),
             policy_version: decided.policy.split('@').nth(1).and_then(|version| version.parse().ok()).unwrap_or_default(),
             hosts_considered: decided.hosts_considered,
             hosts_feasible: decided.hosts_feasible,
+            candidates: decided.candidates.as_ref().map(|candidates| serde_json::to_string(candidates).expect("plain data")),
             lease_id: decided.lease.as_ref().map(|lease| lease.lease_id.clone()),
         })));
         if let (Outcome::Placed, Some(grant)) = (decided.outcome, &decided.lease) {
@@ -105,13 +113,17 @@ impl State {
             return;
         }
         // A GPU that only the lost log had announced holds nothing until it is announced again.
-        let picks: Vec<(u32, u64)> = decided
-            .assignments
-            .iter()
-            .filter_map(|assignment| Some((self.registry.device_number(&assignment.device_uuid)?, assignment.vram_bytes)))
-            .collect();
+        let part = |assignment: &Assignment| {
+            let number = self.registry.device_number(&assignment.device_uuid)?;
+            Some(Held { number, milli: assignment.milli, vram_bytes: assignment.vram_bytes })
+        };
+        let parts: Vec<Held> = decided.assignments.iter().filter_map(part).collect();
+        let share = |share: &HostShare| {
+            let host = self.registry.host_number(&share.host)?;
+            Some(Share { host, cpu_milli: share.cpu_milli, memory_bytes: share.memory_bytes })
+        };
         let ttl_ms = i64::try_from(grant.ttl_ms).unwrap_or(i64::MAX);
-        let granted: Vec<u32> = picks.iter().map(|&(number, _)| number).collect();
+        let granted: Vec<u32> = parts.iter().map(|part| part.number).collect();
         let lease = Lease {
             fence: grant.fence,
             lease_id: grant.lease_id.clone(),
@@ -125,10 +137,13 @@ impl State {
             end_reason: None,
             held: granted.clone(),
             granted,
-            milli: decided.assignments.first().map_or(0, |assignment| assignment.milli),
+            hosts: grant.hosts.iter().filter_map(share).collect(),
+            priority: grant.priority,
+            preemptible: grant.preemptible,
+            labels: grant.labels.clone(),
             dirty: true,
         };
-        self.grant(lease, &picks, emit);
+        self.grant(lease, &parts, emit);
     }
 
     fn adopt_lease(&mut self, changed: &LeaseChanged, emit: &mut Emit<'_>) {

@@ -15,6 +15,7 @@ use crate::clock::floor;
 use crate::emit::Emit;
 use crate::faults::Faults;
 use crate::frames::INTERVAL_MS_MAX;
+use crate::placement::reputation::Reputation;
 use crate::ranges::{HostRanges, Seen};
 use crate::refuse::{Limiter, Refusal};
 use crate::registry::{DEVICES_MAX, Facts, HOSTS_MAX, Health, Host, HostFacts, INVENTORIES_MAX, Known, NO_DEVICE, Pulse, Silence, Use};
@@ -93,6 +94,7 @@ impl State {
             published: DeviceState::Ok,
             limiter: Limiter::default(),
             skew: Skew::default(),
+            reputation: Reputation::default(),
             tallies: Vec::new(),
             ranges: HostRanges::default(),
             forgotten_epoch: 0,

@@ -38,9 +38,29 @@ pub(crate) struct Lease {
     /// GPUs granted, and those of them still held.
     pub granted: Vec<u32>,
     pub held: Vec<u32>,
-    pub milli: u32,
+    /// CPU and memory of hosts that it holds until it ends.
+    pub hosts: Vec<Share>,
+    pub priority: i16,
+    pub preemptible: bool,
+    pub labels: BTreeMap<String, String>,
     #[serde(skip)]
     pub dirty: bool,
+}
+
+/// CPU and memory of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Share {
+    pub host: u32,
+    pub cpu_milli: u64,
+    pub memory_bytes: u64,
+}
+
+/// A part of a GPU that is granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub number: u32,
+    pub milli: u32,
+    pub vram_bytes: u64,
 }
 
 /// The leases that have not ended.
@@ -88,14 +108,13 @@ impl Leases {
 }
 
 impl State {
-    /// Grants a lease on GPUs: (number, memory to reserve). The caller has checked that there is room.
-    pub(crate) fn grant(&mut self, lease: Lease, vram: &[(u32, u64)], emit: &mut Emit<'_>) {
+    /// Grants a lease on parts of GPUs. The caller has checked that there is room.
+    pub(crate) fn grant(&mut self, lease: Lease, parts: &[Held], emit: &mut Emit<'_>) {
         let (fence, now) = (lease.fence, emit.logged_at());
         self.timers.set(lease.deadline_ns, Timer::Lease(fence));
         self.emit_lease(&lease, "granted", None, emit);
         self.leases.insert(lease);
-        for &(number, vram_bytes) in vram {
-            let milli = self.leases.by_fence[&fence].milli;
+        for &Held { number, milli, vram_bytes } in parts {
             // Time until now belongs to those who held it before.
             self.credit(number, now);
             let device = self.registry.device_mut(number);
@@ -238,6 +257,7 @@ impl State {
         if let Some(lease) = self.leases.get_mut(fence) {
             lease.held.retain(|&d| d != number);
         }
+        self.queue.woken = true;
         let drains = self.registry.devices[number as usize]
             .facts
             .reservations

@@ -32,6 +32,8 @@ mod policies;
 mod alerts;
 pub mod placement;
 mod leases;
+mod placing;
+mod waiting;
 mod requests;
 pub mod epoch;
 pub mod cluster;
@@ -57,15 +59,18 @@ use crate::emit::Chain;
 use crate::gaps::Turn;
 use crate::host_window::DeviceMinute;
 use crate::leases::Leases;
+use crate::placement::policy::catalogue::Name;
+use crate::placement::policy::mix::Mix;
 use crate::policies::Policies;
 use crate::refuse::{Announcer, Limiter};
 use crate::registry::{Registry, Silence, Use};
 use crate::requests::{Bucket, Requests};
 use crate::timers::Timers;
+use crate::waiting::Queue;
 
 /// Version of what the fold does with the same log. It grows when the same records would give other rows, outputs or states; the shape
 /// of what is stored has a version of its own, [`durable::FORMAT`].
-pub const LOGIC: u32 = 7;
+pub const LOGIC: u32 = 8;
 
 /// What folding records has produced since it was last taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -104,8 +109,17 @@ struct Meta {
     fence: u64,
     /// Requests remembered so far.
     requests: u64,
+    /// Name of the policy that places; empty = nobody has chosen one.
+    policy: String,
     /// Bound on rows of `rejected` that belong to no registered host.
     limiter: Limiter,
+}
+
+impl Meta {
+    /// The policy that places.
+    fn policy(&self) -> Name {
+        Name::from_code(&self.policy).unwrap_or(placing::DEFAULT)
+    }
 }
 
 /// Everything the fold knows.
@@ -117,6 +131,10 @@ pub struct State {
     registry: Registry,
     leases: Leases,
     requests: Requests,
+    queue: Queue,
+    /// What was asked for so far.
+    mix: Mix,
+    mix_dirty: bool,
     /// Shares of the tenants.
     buckets: BTreeMap<TenantId, Bucket>,
     announcer: Announcer,
@@ -153,6 +171,8 @@ pub struct Summary {
     pub devices_placeable: u64,
     /// Leases not ended.
     pub leases: u64,
+    /// Requests that wait for room.
+    pub requests_waiting: u64,
     /// Panes open.
     pub panes_open: u64,
     /// Gaps in hosts' numberings that are open.
@@ -189,6 +209,9 @@ impl State {
             registry: Registry::default(),
             leases: Leases::default(),
             requests: Requests::default(),
+            queue: Queue::default(),
+            mix: Mix::default(),
+            mix_dirty: false,
             buckets: BTreeMap::new(),
             announcer: Announcer::default(),
             policies: Policies::default(),
@@ -267,6 +290,7 @@ impl State {
             devices: devices().count() as u64,
             devices_placeable: devices().filter(|device| device.facts.using == Use::Free).count() as u64,
             leases: self.leases.by_fence.len() as u64,
+            requests_waiting: self.queue.by_turn.len() as u64,
             panes_open: self
                 .registry
                 .devices

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_schemas::alert;
+use plimsoll_schemas::id::TenantId;
 use plimsoll_schemas::out::{Payload, PolicyChanged};
 use plimsoll_schemas::policy::{Policy, SetBy};
 use plimsoll_schemas::row::{PolicyRow, Row};
@@ -11,7 +12,7 @@ use plimsoll_schemas::time::LogTime;
 use serde::{Deserialize, Serialize};
 
 use crate::emit::Emit;
-use crate::requests::POLICY;
+use crate::placing::{DEFAULT, VERSION};
 use crate::timers::Timer;
 use crate::{LOGIC, State};
 
@@ -63,6 +64,14 @@ impl Policies {
         true
     }
 
+    /// How many thousandths of GPUs a tenant may hold, if that is bounded.
+    pub fn quota(&self, tenant: &TenantId) -> Option<u64> {
+        match &self.by_key.get(&key(Policy::QUOTA, tenant.as_str()))?.policy {
+            Policy::Quota(quota) => Some(quota.gpu_milli_max),
+            Policy::Settings(_) | Policy::Placement | Policy::AlertRule(_) | Policy::Logic | Policy::Enrolment | Policy::Cordon(_) => None,
+        }
+    }
+
     /// Ends what is in force under a kind and name, if anything is.
     pub fn end(&mut self, kind: &str, name: &str, emit: &mut Emit<'_>) {
         let key = key(kind, name);
@@ -104,7 +113,7 @@ impl State {
         self.timers.set(self.minute_deadline(), Timer::Minute);
         let policies = &mut self.policies;
         policies.set(Policy::Settings(self.meta.settings), FOLD, None, SetBy::Default, emit);
-        policies.set(Policy::Placement, POLICY.0, Some(POLICY.1), SetBy::Default, emit);
+        policies.set(Policy::Placement, DEFAULT.code(), Some(VERSION), SetBy::Default, emit);
         policies.set(Policy::Logic, FOLD, Some(LOGIC), SetBy::Default, emit);
         for rule in alert::defaults() {
             let name = rule.name.clone();

@@ -16,6 +16,7 @@ use crate::check::Limits;
 use crate::episodes::{Sessions, Unwell};
 use crate::faults::Faults;
 use crate::host_window::Tally;
+use crate::placement::reputation::Reputation;
 use crate::ranges::HostRanges;
 use crate::refuse::Limiter;
 use crate::ring::Ring;
@@ -97,6 +98,8 @@ pub(crate) struct Host {
     pub limiter: Limiter,
     /// How far its clock is from the log's.
     pub skew: Skew,
+    /// How far it can be relied on.
+    pub reputation: Reputation,
     /// How many GPUs of each model are free and leased, sorted by model.
     pub tallies: Vec<Tally>,
     #[serde(skip)]

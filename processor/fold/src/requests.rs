@@ -1,32 +1,26 @@
 //! What tenants ask for: each request once, within the tenant's share, and each with exactly one final decision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 
 use plimsoll_schemas::frame::cut;
 use plimsoll_schemas::id::TenantId;
-use plimsoll_schemas::out::{Assignment, Decided, Distributed, LeaseChanged, LeaseGrant, LeaseState, Outcome, Payload};
+use plimsoll_schemas::out::{Distributed, LeaseChanged, LeaseState, Outcome, Payload};
 use plimsoll_schemas::reason::Reason;
-use plimsoll_schemas::request::{Distribute, Place, RENEWALS_MAX, Release, Renew, Request, TEXT_BYTES_MAX};
-use plimsoll_schemas::row::{DecisionRow, RequestRow, Row};
+use plimsoll_schemas::request::{Distribute, RENEWALS_MAX, Release, Renew, Request, TEXT_BYTES_MAX};
 use plimsoll_schemas::settings::Thresholds;
 use plimsoll_schemas::subject::OutSubject;
-use plimsoll_schemas::time::{LogTime, NS_PER_MS, NS_PER_S};
+use plimsoll_schemas::time::{NS_PER_MS, NS_PER_S};
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher24;
 
 use crate::State;
 use crate::emit::Emit;
 use crate::leases::Lease;
-use crate::liveness::stale_ns;
-use crate::placement::candidate::Candidate;
-use crate::placement::select::{Choice, choose};
-use crate::placement::{self, distribute, shape};
+use crate::placement::{ask, distribute};
 use crate::refuse::Refusal;
-use crate::registry::{Device, Silence};
+use crate::waiting::Queue;
 
-/// Policy and version of the choice.
-pub(crate) const POLICY: (&str, u32) = ("headroom", 1);
 /// Most requests remembered; one more forgets the oldest.
 const REMEMBERED_MAX: usize = 100_000;
 /// How long a request is remembered at least, unless there are too many: a day of live clock, ns.
@@ -93,13 +87,19 @@ impl Requests {
         self.dirty.push(number);
     }
 
-    /// Whether a request was seen.
-    pub fn knows(&self, tenant: &TenantId, request_id: &str) -> bool {
-        self.by_id.get(tenant).is_some_and(|ids| ids.contains_key(request_id))
+    /// The number of a request that is remembered.
+    pub fn number_of(&self, tenant: &TenantId, request_id: &str) -> Option<u64> {
+        self.by_id.get(tenant)?.get(request_id).copied()
     }
 
-    fn forget(&mut self, live_ns: i64) {
-        while let Some((&number, seen)) = self.by_number.first_key_value()
+    /// Whether a request was seen.
+    pub fn knows(&self, tenant: &TenantId, request_id: &str) -> bool {
+        self.number_of(tenant, request_id).is_some()
+    }
+
+    /// Forgets the oldest, but none that still waits for its decision.
+    fn forget(&mut self, live_ns: i64, queue: &Queue) {
+        while let Some((&number, seen)) = self.by_number.iter().find(|(number, _)| queue.turn_of(**number).is_none())
             && (self.by_number.len() > REMEMBERED_MAX || live_ns - seen.at_ns > REMEMBERED_NS)
         {
             let ids = self.by_id.get_mut(&seen.tenant);
@@ -139,14 +139,14 @@ impl State {
     pub(crate) fn request(&mut self, tenant: &TenantId, request: &Request, emit: &mut Emit<'_>) {
         let cost = match request {
             Request::Renew(renew) => 1 + renew.lease_ids.len() as i64 / 10,
-            Request::Place(_) | Request::Release(_) | Request::Distribute(_) => 1,
+            Request::Place(_) | Request::Release(_) | Request::Distribute(_) | Request::Cancel(_) => 1,
         };
         if !self.admit(tenant, cost) {
             return self.refuse_request(tenant, Reason::RateLimited, request.request_id(), emit);
         }
-        self.requests.forget(self.clock.live_ns);
+        self.requests.forget(self.clock.live_ns, &self.queue);
         // Renewing twice is renewing once, so renewals need no memory.
-        let remembered = !matches!(request, Request::Renew(_)) && shape::text("request_id", request.request_id()).is_ok();
+        let remembered = !matches!(request, Request::Renew(_)) && ask::text("request_id", request.request_id()).is_ok();
         if remembered {
             let number = self.meta.requests + 1;
             match self.requests.note(tenant, request, number, self.clock.live_ns) {
@@ -156,10 +156,11 @@ impl State {
             }
         }
         match request {
-            Request::Place(place) => self.place(tenant, place, emit),
+            Request::Place(place) => self.place(tenant, place, self.meta.requests, emit),
             Request::Renew(renew) => self.renew(tenant, renew, emit),
             Request::Release(release) => self.release_request(tenant, release, emit),
             Request::Distribute(request) => self.distribute(tenant, request, emit),
+            Request::Cancel(cancel) => self.cancel(tenant, cancel, emit),
         }
     }
 
@@ -178,147 +179,6 @@ impl State {
         let enough = milli >= cost * 1_000;
         *bucket = Bucket { milli: if enough { milli - cost * 1_000 } else { milli }, at_ns: live_ns };
         enough
-    }
-
-    fn place(&mut self, tenant: &TenantId, place: &Place, emit: &mut Emit<'_>) {
-        emit.row(Row::Request(Box::new(request_row(tenant, place, emit.logged_at()))));
-        let (choice, picks) = self.choice(place);
-        let (decision_id, decision_seq) = emit.next_decision();
-        let request_id = cut(&place.request_id, TEXT_BYTES_MAX).to_owned();
-        let lease = (choice.outcome == Outcome::Placed).then(|| self.new_lease(tenant, &request_id, place, &picks, emit));
-        emit.row(Row::Decision(Box::new(DecisionRow {
-            decision_id: decision_id.clone(),
-            decision_seq,
-            request_id: request_id.clone(),
-            decided_at: emit.logged_at(),
-            outcome: choice.outcome,
-            reason: choice.reason,
-            attempt: 1,
-            queue_ms: 0,
-            score_micro: choice.score_micro,
-            policy: POLICY.0.to_owned(),
-            policy_version: POLICY.1,
-            hosts_considered: choice.hosts_considered,
-            hosts_feasible: choice.hosts_feasible,
-            lease_id: lease.as_ref().map(|lease| lease.lease_id.clone()),
-        })));
-        let assignments = choice.picks.iter().zip(&picks).map(|(pick, &(number, _))| self.assignment(number, pick)).collect();
-        let payload = Decided {
-            decision_id,
-            decision_seq,
-            request_id,
-            tenant: tenant.clone(),
-            outcome: choice.outcome,
-            reason: choice.reason,
-            detail: choice.detail,
-            position: emit.position(),
-            policy: format!("{}@{}", POLICY.0, POLICY.1),
-            hosts_considered: choice.hosts_considered,
-            hosts_feasible: choice.hosts_feasible,
-            refused: choice.refused,
-            assignments,
-            lease: lease.as_ref().map(|lease| LeaseGrant {
-                lease_id: lease.lease_id.clone(),
-                fence: lease.fence,
-                ttl_ms: lease.ttl_ms as u64,
-                expires_at: lease.expires_at.rfc3339(),
-            }),
-            runners_up: choice.runners_up,
-        };
-        emit.out(&OutSubject::Decision(tenant.clone()), Payload::Decided(payload));
-        if let Some(lease) = lease {
-            self.grant(lease, &picks, emit);
-        }
-    }
-
-    /// The choice for a request, and the GPUs picked: (number, memory to reserve).
-    fn choice(&self, place: &Place) -> (Choice, Vec<(u32, u64)>) {
-        let (numbers, candidates): (Vec<u32>, Vec<Candidate<'_>>) = (0u32..)
-            .zip(&self.registry.devices)
-            .filter(|(_, device)| !device.facts.retired)
-            .map(|(number, device)| (number, self.candidate(device)))
-            .unzip();
-        let choice = choose(&candidates, place, &self.placement_settings());
-        let picks = choice.picks.iter().map(|pick| (numbers[pick.candidate], pick.vram_bytes)).collect();
-        (choice, picks)
-    }
-
-    fn placement_settings(&self) -> placement::Settings {
-        placement::Settings { vram_limit_bp: self.meta.settings.vram_limit_bp }
-    }
-
-    fn new_lease(&mut self, tenant: &TenantId, request_id: &str, place: &Place, picks: &[(u32, u64)], emit: &Emit<'_>) -> Lease {
-        self.meta.fence += 1;
-        let fence = self.meta.fence;
-        let ttl_ms = i64::try_from(shape::lease_ttl_ms(place)).unwrap_or(i64::MAX);
-        let granted: Vec<u32> = picks.iter().map(|&(number, _)| number).collect();
-        Lease {
-            fence,
-            lease_id: format!("lease-{}-{fence}", emit.cell()),
-            request_id: request_id.to_owned(),
-            tenant: tenant.clone(),
-            state: LeaseState::Active,
-            granted_at: emit.logged_at(),
-            ttl_ms,
-            deadline_ns: self.clock.live_ns.saturating_add(ttl_ms.saturating_mul(NS_PER_MS)),
-            expires_at: emit.logged_at().plus_ms(ttl_ms),
-            end_reason: None,
-            held: granted.clone(),
-            granted,
-            milli: place.bundles.first().map_or(0, |bundle| bundle.milli),
-            dirty: true,
-        }
-    }
-
-    fn assignment(&self, number: u32, pick: &placement::select::Pick) -> Assignment {
-        let facts = &self.registry.devices[number as usize].facts;
-        Assignment {
-            device_uuid: facts.gpu.uuid.clone(),
-            device_key: facts.key,
-            host: self.registry.hosts[facts.host as usize].id.clone(),
-            slot: facts.gpu.slot,
-            gpu_index: facts.gpu.index,
-            milli: pick.milli,
-            vram_bytes: pick.vram_bytes,
-            score_micro: pick.score_micro,
-        }
-    }
-
-    /// A GPU as placement sees it.
-    fn candidate<'a>(&'a self, device: &'a Device) -> Candidate<'a> {
-        let facts = &device.facts;
-        let sample = device.pulse.current.map(|current| current.sample).unwrap_or_default();
-        Candidate {
-            device: facts.key,
-            uuid: &facts.gpu.uuid,
-            host: &self.registry.hosts[facts.host as usize].id,
-            slot: facts.gpu.slot,
-            gpu_index: facts.gpu.index,
-            model: &facts.gpu.model,
-            memory_total_bytes: facts.gpu.memory_total_bytes.or(sample.memory_total_bytes()),
-            memory_used_bytes: sample.memory_used_bytes(),
-            util_percent: sample.util_percent(),
-            temperature_mk: sample.temperature_mk(),
-            slowdown_temperature_mk: facts.gpu.slowdown_temperature_mk,
-            gate: self.gate(device),
-            reserved_milli: facts.reservations.iter().map(|r| r.milli).sum(),
-            reserved_vram_bytes: facts.reservations.iter().map(|r| r.vram_bytes).fold(0, u64::saturating_add),
-        }
-    }
-
-    /// Why nothing may be placed on a GPU whatever is asked for, in the order of precedence.
-    pub(crate) fn gate(&self, device: &Device) -> Option<Reason> {
-        let host = &self.registry.hosts[device.facts.host as usize];
-        // Timers may lag behind in a burst; the clock does not.
-        let silent = self.clock.live_ns - device.pulse.heard_ns >= stale_ns(host.facts.interval_ms, &self.meta.settings);
-        let gates = [
-            (silent || device.facts.silence != Silence::Heard, Reason::Stale),
-            (!device.pulse.live, Reason::NoSample),
-            (!self.is_enrolled(host), Reason::NotEnrolled),
-            (device.facts.cordoned || host.cordoned, Reason::Cordoned),
-            (device.facts.draining_ns.is_some(), Reason::Draining),
-        ];
-        gates.into_iter().find(|&(shut, _)| shut).map(|(_, reason)| reason).or_else(|| device.facts.faults.reason())
     }
 
     fn renew(&mut self, tenant: &TenantId, renew: &Renew, emit: &mut Emit<'_>) {
@@ -391,7 +251,7 @@ impl State {
             .iter()
             .filter(|device| !device.facts.retired)
             .map(|device| {
-                let candidate = self.candidate(device);
+                let candidate = self.candidate(0, device, &BTreeSet::new());
                 (device.uuid().clone(), candidate.gate.map_or_else(|| Ok(candidate.free_vram_bytes(&settings)), Err))
             })
             .collect();
@@ -416,28 +276,8 @@ impl State {
         emit.out(&OutSubject::Decision(tenant.clone()), Payload::Distributed(payload));
     }
 
-    fn refuse_request(&mut self, tenant: &TenantId, reason: Reason, raw: &str, emit: &mut Emit<'_>) {
+    pub(crate) fn refuse_request(&mut self, tenant: &TenantId, reason: Reason, raw: &str, emit: &mut Emit<'_>) {
         let refusal = Refusal::new(reason, cut(raw, TEXT_BYTES_MAX));
         self.refuse(None, None, &format!("request.{tenant}"), refusal, emit);
-    }
-}
-
-fn request_row(tenant: &TenantId, place: &Place, requested_at: LogTime) -> RequestRow {
-    let short = |text: &String| cut(text, TEXT_BYTES_MAX).to_owned();
-    let valid = shape::check(place).is_ok();
-    RequestRow {
-        request_id: short(&place.request_id),
-        requested_at,
-        tenant: tenant.clone(),
-        workload: place.workload.as_ref().map(short),
-        n_gpus: place.bundles.iter().map(|bundle| bundle.count).fold(0, u32::saturating_add),
-        memory_per_gpu_bytes: place.bundles.iter().map(|bundle| i64::try_from(bundle.vram_bytes).unwrap_or(i64::MAX)).max().unwrap_or(0),
-        model: place.model.as_ref().map(short),
-        same_host: true,
-        same_nvlink: false,
-        duration_ms: place.duration_ms.and_then(|ms| i64::try_from(ms).ok()),
-        priority: place.priority,
-        // Labels of a request that is refused may be of any size.
-        labels: (valid && !place.labels.is_empty()).then(|| serde_json::to_string(&place.labels).expect("a map of strings")),
     }
 }

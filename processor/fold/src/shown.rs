@@ -15,11 +15,13 @@ use crate::alerts::signal::Counted;
 use crate::clock::Clock;
 use crate::durable::{Entry, RestoreError, StateTable};
 use crate::leases::Lease;
+use crate::placement::policy::mix::Mix;
 use crate::policies::InForce;
 use crate::ranges::Ranges;
 use crate::refuse::Announcer;
 use crate::registry::{Facts, Host, LatePane, Pulse};
 use crate::requests::{Bucket, Seen};
+use crate::waiting::{Order, Waiting};
 use crate::window::Pane;
 
 /// One entry, decoded.
@@ -40,6 +42,8 @@ pub fn show(entry: &Entry) -> Result<Shown, RestoreError> {
                 "state" => json::<Meta>(entry)?,
                 "clock" => json::<Clock>(entry)?,
                 "announcer" => json::<Announcer>(entry)?,
+                "mix" => json::<Mix>(entry)?,
+                "queue" => json::<Order>(entry)?,
                 "buckets" => json::<BTreeMap<TenantId, Bucket>>(entry)?,
                 _ => hexadecimal(entry),
             };
@@ -62,6 +66,7 @@ pub fn show(entry: &Entry) -> Result<Shown, RestoreError> {
         }
         StateTable::Requests => (entry.u64_at(0)?.to_string(), json::<Seen>(entry)?),
         StateTable::Leases => (entry.u64_at(0)?.to_string(), json::<Lease>(entry)?),
+        StateTable::Waiting => (entry.u64_at(4)?.to_string(), json::<Waiting>(entry)?),
         StateTable::Policies => (String::from_utf8_lossy(&entry.key).into_owned(), json::<InForce>(entry)?),
         StateTable::Alerts => match entry.key.as_slice() {
             b"rules" => ("rules".to_owned(), json::<Rules>(entry)?),

@@ -50,6 +50,9 @@ impl State {
             Body::Tick(_) | Body::Check(_) | Body::Epoch(_) => {}
             Body::Refused(refused) => self.refused(refused, &mut emit),
         }
+        if self.queue.woken || matches!(record.body, Body::Tick(_)) {
+            self.try_waiting(&mut emit);
+        }
         let counters = &self.meta.counters;
         self.meta.chain = emit.finish(&[counters.samples, counters.folded, counters.late, counters.rejected, counters.duplicate, self.meta.fence]);
     }
@@ -96,6 +99,7 @@ impl State {
             let deadline = match timer {
                 Timer::Silence(host) => self.silence_deadline(host),
                 Timer::Lease(fence) => self.lease_deadline(fence),
+                Timer::Waiting(number) => self.waiting_deadline(number),
                 Timer::Late(number) => self.late_deadline(number),
                 Timer::Gap(host) => self.gap_deadline(host),
                 Timer::Alert(subject, rule) => self.alert_deadline(subject, rule),
@@ -122,6 +126,7 @@ impl State {
                 self.wait_for_silence(host);
             }
             Timer::Lease(fence) => self.expire(fence, emit),
+            Timer::Waiting(number) => self.waited_enough(number, emit),
             Timer::Alert(subject, rule) => self.alert_due(subject, rule, emit),
             Timer::Minute => self.alert_minute(emit),
             Timer::Late(number) => {

@@ -15,6 +15,8 @@ pub(crate) enum Timer {
     Silence(u32),
     /// A lease runs out, by its fence.
     Lease(u64),
+    /// A request has waited as long as it would, by its number.
+    Waiting(u64),
     /// Late parts of a GPU's windows close.
     Late(u32),
     /// A gap of a host is to be opened, asked for or given up.

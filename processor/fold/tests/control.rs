@@ -83,7 +83,11 @@ fn a_control_record_that_cannot_be_carried_out_is_refused_by_name_and_changes_no
     check(settings(thermal), Reason::OutOfRange, "thermal_resume_mk is 7000, expected at least thermal_pause_mk, which is 8000");
     let gaps = Settings { gap_open_ms_max: Some(2_000), ..Settings::default() };
     check(settings(gaps), Reason::OutOfRange, "gap_open_ms_max is 2000, expected at least gap_ask_ms, which is 5000");
-    check(Control::Placement { policy: "best".to_owned(), version: 2 }, Reason::UnknownPolicy, "no policy best@2, this build has headroom@1");
+    check(
+        Control::Placement { policy: "best".to_owned(), version: 2 },
+        Reason::UnknownPolicy,
+        "no policy best@2, this build has random@1, first_fit@1, ",
+    );
     check(Control::Logic { version: LOGIC + 1 }, Reason::UnknownPolicy, &format!("logic {}, this build knows {LOGIC}", LOGIC + 1));
     check(Control::AlertRule(Rule { clear: Some(61), ..rule("busy") }), Reason::InvalidPolicy, "fires above 60 but clears at 61");
     check(Control::AlertRule(rule("Busy!")), Reason::InvalidPolicy, "is not 1 to 64 of a-z 0-9 _");

@@ -101,13 +101,9 @@ impl World {
     fn place(mut self) -> Self {
         let place = Place {
             request_id: "r".to_owned(),
-            bundles: vec![Bundle { count: 1, milli: 1_000, vram_bytes: 1, mig_profile: None }],
-            model: None,
-            workload: None,
-            duration_ms: None,
-            priority: 0,
+            bundles: vec![Bundle { count: 1, milli: 1_000, vram_bytes: 1, ..Bundle::default() }],
             lease_ttl_ms: Some(600_000),
-            labels: BTreeMap::new(),
+            ..Place::default()
         };
         self.push(Body::Request(tenant(0), Box::new(Request::Place(place))));
         self

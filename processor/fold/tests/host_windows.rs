@@ -59,13 +59,9 @@ fn minutes(act: &[(i64, Body)]) -> Vec<HostWindowRow> {
 fn whole(n: u32) -> Body {
     let place = Place {
         request_id: format!("r{n}"),
-        bundles: vec![Bundle { count: 1, milli: 1_000, vram_bytes: 60 * GIB, mig_profile: None }],
-        model: None,
-        workload: None,
-        duration_ms: None,
-        priority: 0,
+        bundles: vec![Bundle { count: 1, milli: 1_000, vram_bytes: 60 * GIB, ..Bundle::default() }],
         lease_ttl_ms: Some(600_000),
-        labels: Default::default(),
+        ..Place::default()
     };
     Body::Request(tenant(0), Box::new(Request::Place(place)))
 }

@@ -223,7 +223,8 @@ fn decision(data: &Payload) -> Option<(u64, String)> {
         | Payload::Rejected(_)
         | Payload::Gap(_)
         | Payload::Alert(_)
-        | Payload::Policy(_) => None,
+        | Payload::Policy(_)
+        | Payload::Preemption(_) => None,
     }
 }
 
@@ -312,7 +313,7 @@ fn counts_add_up(seed: u64, records: &[Record], state: &State, wholes: &BTreeMap
     assert!(summary.samples_late > 0 && summary.samples_duplicate > 0, "seed {seed}: the scenario must misbehave: {summary:?}");
 }
 
-/// P1 reserved at most the limit; P2 a gang whole; P3 one decision per request; P4 only on GPUs that stand well.
+/// P1 reserved at most the limit; P2 a gang whole; P3 one final decision per request; P4 only on GPUs that stand well.
 fn placements_hold(seed: u64, effects: &Effects) {
     let mut reserved: BTreeMap<DeviceKey, BTreeMap<String, (u32, u64)>> = BTreeMap::new();
     let mut states: BTreeMap<DeviceKey, DeviceState> = BTreeMap::new();
@@ -327,24 +328,7 @@ fn placements_hold(seed: u64, effects: &Effects) {
         let position =
             rows.peek().map(|row| row.position).into_iter().chain(outputs.peek().map(|(position, _)| *position)).min().expect("one is left");
         let here: Vec<Payload> = std::iter::from_fn(|| outputs.next_if(|(at, _)| *at == position)).map(|(_, data)| data).collect();
-        let mut leased = BTreeSet::new();
-        for data in &here {
-            if let Some((_, request)) = decision(data) {
-                assert!(decided.insert(request.clone()), "seed {seed}: {request} decided twice");
-            }
-            if let Payload::Decided(d) = data
-                && d.outcome == Outcome::Placed
-            {
-                let lease = d.lease.as_ref().expect("a lease");
-                let hosts: BTreeSet<_> = d.assignments.iter().map(|a| &a.host).collect();
-                assert_eq!(hosts.len(), 1, "seed {seed}: one host");
-                for a in &d.assignments {
-                    assert_eq!(states.get(&a.device_key), Some(&DeviceState::Ok), "seed {seed}: {} at {position}", a.device_uuid);
-                    reserved.entry(a.device_key).or_default().insert(lease.lease_id.clone(), (a.milli, a.vram_bytes));
-                    leased.insert(a.device_key);
-                }
-            }
-        }
+        // What a record gives back can be given away by the same record.
         while let Some(row) = rows.next_if(|row| row.position == position) {
             match &row.row {
                 Row::Device(device) if device.valid_to.is_none() => {
@@ -368,6 +352,26 @@ fn placements_hold(seed: u64, effects: &Effects) {
                 | Row::Alert(_)
                 | Row::HostWindow(_)
                 | Row::Episode(_) => {}
+            }
+        }
+        let mut leased = BTreeSet::new();
+        for data in &here {
+            let waits = matches!(data, Payload::Decided(d) if d.outcome == Outcome::Deferred);
+            if let Some((_, request)) = decision(data).filter(|_| !waits) {
+                assert!(decided.insert(request.clone()), "seed {seed}: {request} decided twice");
+            }
+            if let Payload::Decided(d) = data
+                && d.outcome == Outcome::Placed
+            {
+                let lease = d.lease.as_ref().expect("a lease");
+                let members: BTreeSet<_> = d.assignments.iter().map(|a| (a.member, &a.host)).collect();
+                let numbers: Vec<u32> = members.iter().map(|(member, _)| *member).collect();
+                assert_eq!(numbers, (0..members.len() as u32).collect::<Vec<_>>(), "seed {seed}: every member once, each on one host");
+                for a in &d.assignments {
+                    assert_eq!(states.get(&a.device_key), Some(&DeviceState::Ok), "seed {seed}: {} at {position}", a.device_uuid);
+                    reserved.entry(a.device_key).or_default().insert(lease.lease_id.clone(), (a.milli, a.vram_bytes));
+                    leased.insert(a.device_key);
+                }
             }
         }
         for device in leased {
@@ -402,5 +406,9 @@ fn something_is_placed_so_that_the_checks_above_mean_something() {
     assert!(drained > 0 && fired > 20, "{drained} drained, {fired} alerts");
     assert!(outcomes(Outcome::Placed) > 10, "{} placed", outcomes(Outcome::Placed));
     assert!(outcomes(Outcome::Rejected) > 3, "{} rejected", outcomes(Outcome::Rejected));
+    assert!(outcomes(Outcome::Deferred) > 3, "{} waited", outcomes(Outcome::Deferred));
+    assert!(outcomes(Outcome::Cancelled) > 0, "{} withdrawn", outcomes(Outcome::Cancelled));
+    let waited = rows.iter().filter(|row| matches!(&row.row, Row::Decision(d) if d.outcome == Outcome::Placed && d.attempt > 1)).count();
+    assert!(waited > 0, "nothing was placed that had waited");
     assert_ne!(uuid(0, 0).key(), uuid(0, 1).key());
 }

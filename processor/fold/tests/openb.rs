@@ -39,7 +39,8 @@ impl Experiment {
     }
 
     fn run(&self, sequence: &Sequence, policy: Name, tables: &Tables) -> Curve {
-        let policy = policy.policy(Parts { typical: &self.workload.typical, requests: &self.workload.shapes, tables, seed: sequence.seed });
+        let policy =
+            policy.policy(Parts { typical: &self.workload.typical, requests: &self.workload.requests, tables, seed: sequence.seed, turn: 0 });
         let mut placer = Placer::new(self.workload.fleet(&sequence.ranks), policy);
         openb::run(&mut placer, sequence.pods.iter().map(|&pod| &self.workload.shapes[pod]))
     }

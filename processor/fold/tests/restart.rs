@@ -232,7 +232,7 @@ fn damaged_entries_are_refused_and_named() {
         assert!(error.contains(expected), "{error:?} does not say {expected:?}");
     };
     let key = |part: u8| (StateTable::Devices, vec![0, 0, 0, 0, part]);
-    check(&|s| s.get_mut(&key(0)).expect("there")[0] = 9, &format!("format 9, this build reads {FORMAT}"));
+    check(&|s| s.get_mut(&key(0)).expect("there")[0] = 99, &format!("format 99, this build reads {FORMAT}"));
     check(&|s| s.get_mut(&key(0)).expect("there").truncate(5), "table devices, key 0000000000");
     check(&|s| drop(s.remove(&key(0))), "no such device");
     check(&|s| drop(s.remove(&(StateTable::Hosts, vec![0, 0, 0, 0]))), "without a hole");

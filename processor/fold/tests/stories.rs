@@ -191,13 +191,9 @@ impl World {
 fn place(id: &str, count: u32, milli: u32, vram_bytes: u64, ttl_ms: u64) -> Request {
     Request::Place(Place {
         request_id: id.to_owned(),
-        bundles: vec![Bundle { count, milli, vram_bytes, mig_profile: None }],
-        model: None,
-        workload: None,
-        duration_ms: None,
-        priority: 0,
+        bundles: vec![Bundle { count, milli, vram_bytes, ..Bundle::default() }],
         lease_ttl_ms: Some(ttl_ms),
-        labels: BTreeMap::new(),
+        ..Place::default()
     })
 }
 

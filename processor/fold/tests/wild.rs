@@ -2,8 +2,6 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-
 use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::alert::{Limit, Rule, Severity, Signal};
 use plimsoll_schemas::control::{Control, Cordon};
@@ -115,17 +113,8 @@ fn request() -> impl Strategy<Value = Body> {
         proptest::option::of(wild_u64()),
     )
         .prop_map(|(request_id, bundles, lease_ttl_ms, duration_ms)| {
-            let bundles = bundles.into_iter().map(|(count, milli, vram_bytes)| Bundle { count, milli, vram_bytes, mig_profile: None }).collect();
-            Request::Place(Place {
-                request_id,
-                bundles,
-                model: None,
-                workload: None,
-                duration_ms,
-                priority: i16::MIN,
-                lease_ttl_ms,
-                labels: BTreeMap::new(),
-            })
+            let bundles = bundles.into_iter().map(|(count, milli, vram_bytes)| Bundle { count, milli, vram_bytes, ..Bundle::default() }).collect();
+            Request::Place(Place { request_id, bundles, duration_ms, priority: i16::MIN, lease_ttl_ms, ..Place::default() })
         });
     let request = prop_oneof![
         4 => place,

@@ -117,6 +117,7 @@ pub fn device(sequence: u64, gpu: u16, valid_from_s: i64, valid_to_s: Option<i64
             numa_node: None,
             pci_bus_id: None,
             driver_version: None,
+            compute_capability: None,
             power_limit_mw: Some(700_000),
             power_limit_max_mw: None,
             slowdown_temperature_mk: None,

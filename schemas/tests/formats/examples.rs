@@ -90,6 +90,7 @@ fn inventory() -> Inventory {
         numa_node: Some(1),
         pci_bus_id: Some("00000000:1B:00.0".to_owned()),
         driver_version: Some("570.86.15".to_owned()),
+        compute_capability: None,
         power_limit_mw: Some(700_000),
         power_limit_max_mw: Some(700_000),
         slowdown_temperature_mk: Some(360_150),
@@ -104,6 +105,7 @@ fn inventory() -> Inventory {
         nvlink_domain: None,
         numa_node: None,
         pci_bus_id: None,
+        compute_capability: None,
         driver_version: None,
         power_limit_mw: None,
         power_limit_max_mw: None,
@@ -146,13 +148,14 @@ fn event(sequence: u64, kind: EventKind) -> HostEvent {
 fn place() -> Place {
     Place {
         request_id: "train-42".to_owned(),
-        bundles: vec![Bundle { count: 8, milli: 1_000, vram_bytes: 68_719_476_736, mig_profile: None }],
+        bundles: vec![Bundle { count: 8, milli: 1_000, vram_bytes: 68_719_476_736, ..Bundle::default() }],
         model: Some("NVIDIA H100 80GB HBM3".to_owned()),
         workload: Some("train".to_owned()),
         duration_ms: Some(3_600_000),
         priority: -1,
         lease_ttl_ms: Some(600_000),
         labels: [("team".to_owned(), "nlp".to_owned())].into(),
+        ..Place::default()
     }
 }
 

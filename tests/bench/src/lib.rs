@@ -112,13 +112,8 @@ pub fn frame(number: usize, gpus: usize, second: i64, ticks: usize, sequence: u6
 pub fn place(request_id: &str, count: u32, milli: u32, vram_gib: u64) -> Place {
     Place {
         request_id: request_id.to_owned(),
-        bundles: vec![Bundle { count, milli, vram_bytes: vram_gib << 30, mig_profile: None }],
-        model: None,
-        workload: None,
-        duration_ms: None,
-        priority: 0,
-        lease_ttl_ms: None,
-        labels: Default::default(),
+        bundles: vec![Bundle { count, milli, vram_bytes: vram_gib << 30, ..Bundle::default() }],
+        ..Place::default()
     }
 }
 
@@ -137,6 +132,7 @@ pub fn inventory(number: usize, gpus: usize) -> Inventory {
         numa_node: None,
         pci_bus_id: None,
         driver_version: None,
+        compute_capability: None,
         power_limit_mw: None,
         power_limit_max_mw: Some(700_000),
         slowdown_temperature_mk: Some(363_150),

@@ -122,6 +122,7 @@ impl Host {
             numa_node: None,
             pci_bus_id: None,
             driver_version: None,
+            compute_capability: None,
             power_limit_mw: None,
             power_limit_max_mw: None,
             slowdown_temperature_mk: None,

@@ -298,13 +298,9 @@ impl World {
                 let vram_bytes = self.rng.between(1, 40) << 30;
                 Request::Place(Place {
                     request_id: request_id.clone(),
-                    bundles: vec![Bundle { count: self.rng.between(1, 2) as u32, milli, vram_bytes, mig_profile: None }],
-                    model: None,
-                    workload: None,
-                    duration_ms: None,
-                    priority: 0,
+                    bundles: vec![Bundle { count: self.rng.between(1, 2) as u32, milli, vram_bytes, ..Bundle::default() }],
                     lease_ttl_ms: Some([30_000, 120_000, 600_000][self.rng.below(3) as usize]),
-                    labels: BTreeMap::new(),
+                    ..Place::default()
                 })
             };
             if matches!(request, Request::Place(_)) {

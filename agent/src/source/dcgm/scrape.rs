@@ -151,6 +151,7 @@ fn describe(series: &Series<'_>, uuid: GpuUuid) -> Gpu {
         numa_node: None,
         pci_bus_id: series.label(&["pci_bus_id"]).map(str::to_owned),
         driver_version: series.label(&["DCGM_FI_DRIVER_VERSION"]).map(str::to_owned),
+        compute_capability: None,
         power_limit_mw: None,
         power_limit_max_mw: None,
         slowdown_temperature_mk: None,

@@ -176,6 +176,7 @@ impl Fleet {
             numa_node: Some((gpu / 4 % 2) as u16),
             pci_bus_id: Some(format!("00000000:{:02X}:00.0", 0x10 + gpu)),
             driver_version: Some("580.105.08".to_owned()),
+            compute_capability: None,
             power_limit_mw: Some(limit_mw),
             power_limit_max_mw: Some(limit_mw),
             slowdown_temperature_mk: Some((ZERO_CELSIUS_MK + (model.slowdown_celsius * 1_000.0) as i64) as u64),

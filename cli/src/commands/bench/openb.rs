@@ -53,8 +53,8 @@ pub struct Options {
 }
 
 fn policy(code: &str) -> Result<Name, String> {
-    let names = Name::ALL.map(Name::code).join(", ");
-    Name::from_code(code.trim()).ok_or_else(|| format!("no such policy; there are {names}"))
+    let names = Name::BY_CAPACITY.map(Name::code).join(", ");
+    Name::from_code(code.trim()).filter(|name| Name::BY_CAPACITY.contains(name)).ok_or_else(|| format!("no such policy; there are {names}"))
 }
 
 /// Runs every policy on every seed and prints.
@@ -67,7 +67,7 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
     for &policy in &options.policies {
         for sequence in &sequences {
             let seed = sequence.seed;
-            let made = policy.policy(Parts { typical: &workload.typical, requests: &workload.shapes, tables: lessons.of(policy), seed });
+            let made = policy.policy(Parts { typical: &workload.typical, requests: &workload.requests, tables: lessons.of(policy), seed, turn: 0 });
             let mut placer = Placer::new(workload.fleet(&sequence.ranks), made);
             let gave = match options.churn.map(f64::from) {
                 Some(load) => Gave::Churned(load, churn::run(&workload, &mut placer, load, seed)),

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use plimsoll_schemas::alert::{Limit, Rule, Severity, Signal};
-use plimsoll_schemas::id::{DeviceKey, GpuUuid, HostId, Slot};
+use plimsoll_schemas::id::{GpuUuid, HostId, Slot};
 use plimsoll_schemas::out::Outcome;
 use plimsoll_schemas::reading::{Number, Reading};
 use plimsoll_schemas::reason::Reason;
-use plimsoll_schemas::request::{Bundle, Place, WHOLE_MILLI};
+use plimsoll_schemas::request::{Bundle, Place};
 use plimsoll_schemas::sample::{Field, ZERO_CELSIUS_MK};
 use plimsoll_schemas::settings::Thresholds;
 use plimsoll_schemas::time::{EventTime, NS_PER_S};
@@ -19,9 +19,14 @@ use crate::alerts::signal::{Counted, per_minute, samples_per_minute};
 use crate::alerts::watch::{Moved, Span, Watch};
 use crate::cluster::{Cluster, Member, Sum};
 use crate::pace::Pace;
+use crate::placement::ask::Ask;
 use crate::placement::balanced::{self, balanced};
 use crate::placement::candidate::Candidate;
+use crate::placement::cell::Host;
 use crate::placement::distribute::{Split, capacity, uniform};
+use crate::placement::policy::catalogue::Name;
+use crate::placement::policy::host::CLASSES;
+use crate::placement::policy::mix::Mix;
 use crate::placement::reliability::{self, reliability};
 use crate::placement::reputation::{DECAY_BP, Reputation};
 use crate::placement::score::{self, Inputs};
@@ -227,41 +232,50 @@ fn select_best(input: Input<'_>) -> Result<Value, String> {
         let uuid: GpuUuid = Input(device).text("id")?.parse().map_err(|error: plimsoll_schemas::id::IdError| error.to_string())?;
         devices.insert(uuid, Input(device));
     }
-    let candidates =
-        devices.iter().zip(0..).map(|((uuid, &device), key)| candidate(uuid, &host, DeviceKey(key), device)).collect::<Result<Vec<_>, String>>()?;
-    let request = Place {
-        request_id: "case".to_owned(),
-        bundles: vec![Bundle { count: 1, milli: WHOLE_MILLI, vram_bytes, mig_profile: None }],
-        model: None,
-        workload: None,
-        duration_ms: None,
-        priority: 0,
-        lease_ttl_ms: None,
-        labels: BTreeMap::new(),
+    let candidates = devices.iter().zip(0..).map(|((uuid, &device), number)| candidate(uuid, number, device)).collect::<Result<Vec<_>, String>>()?;
+    let request = Place { request_id: "case".to_owned(), bundles: vec![Bundle { vram_bytes, ..Bundle::default() }], ..Place::default() };
+    let ask = Ask::new(&request).map_err(|refused| refused.to_string())?;
+    let here = Host {
+        id: &host,
+        stands: &Default::default(),
+        cpu_milli: None,
+        memory_bytes: None,
+        gpus: candidates.clone(),
+        classes: [0; CLASSES],
+        labels: Vec::new(),
+        reputation: Reputation::default(),
     };
-    let choice = select::choose(&candidates, &request, &Settings::default());
+    let chooser = select::Chooser { policy: Name::Headroom, mix: &Mix::default(), tables: None, turn: 0 };
+    let choice = select::choose(vec![here], &ask, chooser, &Settings::default());
     Ok(json!(match (choice.outcome, choice.picks.first(), choice.reason) {
-        (Outcome::Placed, Some(pick), _) => candidates[pick.candidate].uuid.to_string(),
+        (Outcome::Placed, Some(pick), _) => candidates[pick.number as usize].uuid.to_string(),
         (_, _, Some(Reason::NoHeadroom)) => "rejected:zero_score".to_owned(),
         (_, _, reason) => format!("rejected:{}", reason.map_or("", Reason::code)),
     }))
 }
 
-fn candidate<'a>(uuid: &'a GpuUuid, host: &'a HostId, key: DeviceKey, device: Input<'_>) -> Result<Candidate<'a>, String> {
+fn candidate<'a>(uuid: &'a GpuUuid, number: u32, device: Input<'_>) -> Result<Candidate<'a>, String> {
     let said_nothing = !["used", "total", "util", "temp"].into_iter().any(|key| device.has(key));
     Ok(Candidate {
-        device: key,
+        number,
+        device: uuid.key(),
         uuid,
-        host,
         slot: Slot(0),
         gpu_index: 0,
         model: "",
+        driver: None,
+        compute_capability: None,
+        mig_profile: None,
+        is_cut: false,
+        nvlink_domain: None,
+        numa_node: None,
         memory_total_bytes: device.scaled("total", 1, 0)?,
         memory_used_bytes: device.scaled("used", 1, 0)?,
         util_percent: device.scaled("util", 1, 0)?,
         temperature_mk: device.scaled("temp", 1_000, ZERO_CELSIUS_MK)?,
         slowdown_temperature_mk: device.scaled("slowdown_temp", 1_000, ZERO_CELSIUS_MK)?,
         gate: if device.flag("stale") { Some(Reason::Stale) } else { said_nothing.then_some(Reason::NoSample) },
+        kept: false,
         reserved_milli: 0,
         reserved_vram_bytes: device.scaled("reserved", 1, 0)?.unwrap_or(0),
     })

@@ -1,9 +1,10 @@
 //! One GPU as placement sees it, and the gates it must pass before it is scored.
 
-use plimsoll_schemas::id::{DeviceKey, GpuUuid, HostId, Slot};
+use plimsoll_schemas::id::{DeviceKey, GpuUuid, Slot};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Bundle, WHOLE_MILLI};
 
+use super::ask::Ask;
 use super::score::{self, Inputs, Score};
 use super::{Settings, vram};
 
@@ -13,18 +14,30 @@ const MICRO_PER_PERCENT: u64 = score::MICRO / 100;
 /// One GPU as placement sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate<'a> {
-    /// Its key: decides between equals.
+    /// Whatever number its owner knows it by.
+    pub number: u32,
+    /// Its key.
     pub device: DeviceKey,
     /// Its UUID.
     pub uuid: &'a GpuUuid,
-    /// Its host.
-    pub host: &'a HostId,
     /// Its stable number there.
     pub slot: Slot,
     /// The driver's index.
     pub gpu_index: u16,
     /// Product name as the driver gives it.
     pub model: &'a str,
+    /// Driver version, if known.
+    pub driver: Option<&'a str>,
+    /// Compute capability, if known.
+    pub compute_capability: Option<&'a str>,
+    /// Profile, of a MIG instance.
+    pub mig_profile: Option<&'a str>,
+    /// Whether it is cut into MIG instances: they are placed on, not it.
+    pub is_cut: bool,
+    /// GPUs of a host with the same number reach each other by NVLink.
+    pub nvlink_domain: Option<u32>,
+    /// NUMA node.
+    pub numa_node: Option<u16>,
     /// Memory on board, bytes; absent = not known: nothing can be promised on it.
     pub memory_total_bytes: Option<u64>,
     /// Memory in use, bytes; absent = not known: counts as all of it.
@@ -37,6 +50,8 @@ pub struct Candidate<'a> {
     pub slowdown_temperature_mk: Option<u64>,
     /// What the fold already knows against it: stale, no sample, not enrolled, cordoned, draining, unhealthy.
     pub gate: Option<Reason>,
+    /// Whether it is kept for another request that waits.
+    pub kept: bool,
     /// Thousandths reserved by living leases.
     pub reserved_milli: u32,
     /// Memory reserved by living leases, bytes.
@@ -48,8 +63,6 @@ pub struct Candidate<'a> {
 pub struct Offer {
     /// Memory it would reserve, bytes.
     pub vram_bytes: u64,
-    /// Its score, greater than nothing.
-    pub score: Score,
 }
 
 impl Candidate<'_> {
@@ -72,32 +85,32 @@ impl Candidate<'_> {
         })
     }
 
-    /// What it would give for one member of the bundle, or the first gate in the order of precedence that it does not pass:
-    /// what the fold knows, thermal, model, thousandths, memory, score.
-    pub fn offer(&self, bundle: &Bundle, model: Option<&str>, settings: &Settings) -> Result<Offer, Reason> {
+    /// What it would give for a member of the bundle, or the first gate in the order of precedence that it does not pass.
+    pub fn offer(&self, ask: &Ask<'_>, bundle: &Bundle, settings: &Settings) -> Result<Offer, Reason> {
         if let Some(reason) = self.gate {
             return Err(reason);
         }
-        if let (Some(now), Some(slowdown)) = (self.temperature_mk, self.slowdown_temperature_mk)
-            && now >= slowdown
-        {
-            return Err(Reason::Thermal);
-        }
-        if model.is_some_and(|model| model != self.model) {
-            return Err(Reason::ModelMismatch);
-        }
-        if self.reserved_milli.saturating_add(bundle.milli) > WHOLE_MILLI {
-            return Err(Reason::LeaseConflict);
-        }
         let free = self.free_vram_bytes(settings);
-        if bundle.vram_bytes > free {
-            return Err(Reason::InsufficientMemory);
-        }
-        let score = self.score();
-        if score.is_zero() {
-            return Err(Reason::NoHeadroom);
-        }
-        Ok(Offer { vram_bytes: reserved_by(bundle, free), score })
+        let unless = |shut: bool, reason: Reason| if shut { Err(reason) } else { Ok(()) };
+        unless(self.is_hot(), Reason::Thermal)?;
+        unless(!ask.allows_model(self.model), Reason::ModelMismatch)?;
+        unless(!ask.allows_driver(self.driver), Reason::DriverTooOld)?;
+        unless(!ask.allows_compute_capability(self.compute_capability), Reason::ComputeCapability)?;
+        unless(self.is_cut || bundle.mig_profile.as_deref() != self.mig_profile, Reason::MigProfile)?;
+        unless(self.kept, Reason::Reserved)?;
+        unless(self.reserved_milli.saturating_add(bundle.milli) > WHOLE_MILLI, self.reserved_by_whom(bundle))?;
+        unless(bundle.vram_bytes > free, Reason::InsufficientMemory)?;
+        unless(self.score().is_zero(), Reason::NoHeadroom)?;
+        Ok(Offer { vram_bytes: reserved_by(bundle, free) })
+    }
+
+    fn is_hot(&self) -> bool {
+        self.temperature_mk.zip(self.slowdown_temperature_mk).is_some_and(|(now, slowdown)| now >= slowdown)
+    }
+
+    /// What it means that not enough of it is left: a share for which something, but too little, is left, or others have it.
+    fn reserved_by_whom(&self, bundle: &Bundle) -> Reason {
+        if bundle.milli < WHOLE_MILLI && self.reserved_milli < WHOLE_MILLI { Reason::ShareTooSmall } else { Reason::LeaseConflict }
     }
 }
 
@@ -110,31 +123,50 @@ fn reserved_by(bundle: &Bundle, free: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use plimsoll_schemas::request::{Constraints, Place};
 
     const GIB: u64 = 1 << 30;
 
     fn check(change: impl FnOnce(&mut Candidate<'_>, &mut Bundle), expected: Result<u64, Reason>) {
         let uuid: GpuUuid = "GPU-1".parse().expect("valid");
-        let host: HostId = "h1".parse().expect("valid");
         let mut candidate = Candidate {
+            number: 0,
             device: uuid.key(),
             uuid: &uuid,
-            host: &host,
             slot: Slot(0),
             gpu_index: 0,
             model: "NVIDIA H100",
+            driver: Some("550.54.15"),
+            compute_capability: Some("9.0"),
+            mig_profile: None,
+            is_cut: false,
+            nvlink_domain: None,
+            numa_node: None,
             memory_total_bytes: Some(80 * GIB),
             memory_used_bytes: Some(0),
             util_percent: Some(0),
             temperature_mk: Some(313_150),
             slowdown_temperature_mk: Some(363_150),
             gate: None,
+            kept: false,
             reserved_milli: 0,
             reserved_vram_bytes: 0,
         };
-        let mut bundle = Bundle { count: 1, milli: 1_000, vram_bytes: 10 * GIB, mig_profile: None };
+        let mut bundle = Bundle { count: 1, milli: 1_000, vram_bytes: 10 * GIB, ..Bundle::default() };
         change(&mut candidate, &mut bundle);
-        let offer = candidate.offer(&bundle, Some("NVIDIA H100"), &Settings { vram_limit_bp: 9_000 });
+        let place = Place {
+            request_id: "r".to_owned(),
+            bundles: vec![bundle.clone()],
+            models: vec!["NVIDIA H100".to_owned(), "NVIDIA A100".to_owned()],
+            constraints: Constraints {
+                driver_min: Some("550.54".to_owned()),
+                compute_capability_min: Some("8.0".to_owned()),
+                ..Constraints::default()
+            },
+            ..Place::default()
+        };
+        let ask = Ask::new(&place).expect("within bounds");
+        let offer = candidate.offer(&ask, &bundle, &Settings { vram_limit_bp: 9_000 });
         assert_eq!(offer.map(|offer| offer.vram_bytes), expected, "{candidate:?} {bundle:?}");
     }
 
@@ -152,6 +184,12 @@ mod tests {
         check(|c, _| hopeless(c, Some(Reason::Cordoned), hot, "T4", 1, full), Err(Reason::Cordoned));
         check(|c, _| hopeless(c, None, hot, "T4", 1, full), Err(Reason::Thermal));
         check(|c, _| hopeless(c, None, cool, "T4", 1, full), Err(Reason::ModelMismatch));
+        check(|c, _| c.driver = Some("550.9"), Err(Reason::DriverTooOld));
+        check(|c, _| (c.compute_capability, c.is_cut) = (None, true), Err(Reason::ComputeCapability));
+        check(|c, _| (c.is_cut, c.kept) = (true, true), Err(Reason::MigProfile));
+        check(|c, b| (c.mig_profile, b.mig_profile) = (Some("1g.10gb"), Some("2g.20gb".to_owned())), Err(Reason::MigProfile));
+        check(|c, b| (c.mig_profile, b.mig_profile) = (Some("1g.10gb"), Some("1g.10gb".to_owned())), Ok(10 * GIB));
+        check(|c, _| (c.kept, c.reserved_milli) = (true, 1), Err(Reason::Reserved));
         check(|c, _| hopeless(c, None, cool, "NVIDIA H100", 1, full), Err(Reason::LeaseConflict));
         check(|c, _| hopeless(c, None, cool, "NVIDIA H100", 0, full), Err(Reason::InsufficientMemory));
         check(|c, b| (hopeless(c, None, cool, "NVIDIA H100", 0, full), b.vram_bytes = 0).0, Err(Reason::NoHeadroom));
@@ -174,7 +212,8 @@ mod tests {
     #[test]
     fn shares_add_up_to_one_gpu() {
         check(|c, b| (c.reserved_milli, b.milli) = (700, 300), Ok(10 * GIB));
-        check(|c, b| (c.reserved_milli, b.milli) = (700, 301), Err(Reason::LeaseConflict));
+        check(|c, b| (c.reserved_milli, b.milli) = (700, 301), Err(Reason::ShareTooSmall));
+        check(|c, b| (c.reserved_milli, b.milli) = (1_000, 301), Err(Reason::LeaseConflict));
     }
 
     #[test]

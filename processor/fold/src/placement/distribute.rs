@@ -7,7 +7,7 @@ use plimsoll_schemas::id::GpuUuid;
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{DEVICES_MAX, Distribute, Strategy};
 
-use super::{Refused, shape};
+use super::{Refused, ask};
 
 /// How items were split over keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct Split<K> {
 /// bytes still free on it or why it is not placeable. Errors by name: a bad field, an unknown or unplaceable GPU that was
 /// named, no GPU at all, a cell too large to be split without naming GPUs.
 pub fn distribute(request: &Distribute, cell: &BTreeMap<GpuUuid, Result<u64, Reason>>) -> Result<Split<GpuUuid>, Refused> {
-    shape::text("request_id", &request.request_id)?;
+    ask::text("request_id", &request.request_id)?;
     let free = free_bytes_of(request, cell)?;
     match (request.strategy, &request.weights) {
         (Strategy::Uniform, Some(_)) => Err(Refused::new(Reason::InvalidRequest, "weights belong to strategy capacity, this is uniform")),

@@ -1,6 +1,8 @@
 //! How far something that has kept and broken its word can be relied on: a Beta distribution that starts at one kept and one broken, forgets
 //! a little with everything that happens, and is judged by what is almost certain of it (Wilson's lower bound, 95 %).
 
+use serde::{Deserialize, Serialize};
+
 /// One, in billionths.
 const ONE_NANO: u64 = 1_000_000_000;
 /// Forgotten with each event, basis points of what lies above the start.
@@ -72,7 +74,7 @@ impl Tier {
 }
 
 /// What has happened so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reputation {
     alpha_nano: u64,
     beta_nano: u64,

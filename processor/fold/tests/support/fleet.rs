@@ -127,13 +127,9 @@ impl Fleet {
     pub fn place(&mut self, id: &str, count: u32, ttl_ms: u64) {
         self.ask(Request::Place(Place {
             request_id: id.to_owned(),
-            bundles: vec![Bundle { count, milli: 1_000, vram_bytes: 0, mig_profile: None }],
-            model: None,
-            workload: None,
-            duration_ms: None,
-            priority: 0,
+            bundles: vec![Bundle { count, milli: 1_000, vram_bytes: 0, ..Bundle::default() }],
             lease_ttl_ms: Some(ttl_ms),
-            labels: BTreeMap::new(),
+            ..Place::default()
         }));
     }
 

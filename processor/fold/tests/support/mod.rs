@@ -12,7 +12,7 @@ use plimsoll_schemas::id::{CellId, GpuUuid, HostId, LogEpoch, Position, Slot, Te
 use plimsoll_schemas::inventory::{EventKind, Gpu, HostEvent, Inventory, Placement, Remap};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::{Body, Record};
-use plimsoll_schemas::request::{Bundle, Distribute, Place, Release, Renew, Request, Strategy};
+use plimsoll_schemas::request::{Bundle, Cancel, Distribute, Place, Release, Renew, Request, Strategy};
 use plimsoll_schemas::sample::{Field, Sample};
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_MS, NS_PER_S};
 
@@ -96,6 +96,7 @@ pub fn gpu(host: usize, slot: usize) -> Gpu {
         numa_node: None,
         pci_bus_id: None,
         driver_version: None,
+        compute_capability: None,
         power_limit_mw: Some(700_000),
         power_limit_max_mw: Some(700_000),
         slowdown_temperature_mk: None,
@@ -407,6 +408,8 @@ fn operate(rng: &mut Rng, log: &mut Log, plan: Plan) {
             cooldown_s: rng.below(3) as u32 * 45,
             summary: None,
         }),
+        8 => Control::Placement { policy: ["hybrid", "best_fit", "random", "headroom"][rng.below(4) as usize].to_owned(), version: 1 },
+        9 => Control::Quota { tenant: tenant(rng.below(2)), gpu_milli_max: rng.chance(50).then(|| rng.below(6) * 1_000) },
         7 => Control::RemoveAlertRule { name: format!("rule_{}", rng.below(3)) },
         _ => return,
     };
@@ -430,14 +433,18 @@ impl Tenants {
                         count: 1 + rng.below(2) as u32,
                         milli: [1_000, 500, 300][rng.below(3) as usize],
                         vram_bytes: rng.below(40) * GIB,
-                        mig_profile: None,
+                        members: 1 + rng.below(8) as u32 / 6,
+                        cpu_milli: rng.below(40) * 1_000,
+                        ..Bundle::default()
                     }],
-                    model: None,
-                    workload: None,
-                    duration_ms: None,
-                    priority: 0,
                     lease_ttl_ms: Some([10_000, 60_000, 600_000][rng.below(3) as usize]),
-                    labels: BTreeMap::new(),
+                    max_wait_ms: rng.chance(50).then(|| rng.below(120_000)),
+                    not_before: rng.chance(10).then(|| EventTime(log.now_ns + rng.below(60) as i64 * NS_PER_S)),
+                    duration_ms: rng.chance(50).then(|| rng.below(60_000)),
+                    priority: rng.below(3) as i16,
+                    preemptible: rng.chance(50),
+                    policy: rng.chance(10).then(|| ["random", "headroom", "fgd", "tw@1", "none"][rng.below(5) as usize].to_owned()),
+                    ..Place::default()
                 };
                 self.ask(rng, Request::Place(place), log);
             }
@@ -460,6 +467,10 @@ impl Tenants {
                     max_per_device: None,
                 };
                 self.ask(rng, Request::Distribute(request), log);
+            }
+            8 => {
+                let cancels = format!("r{}", rng.below(self.asked + 1));
+                self.ask(rng, Request::Cancel(Cancel { request_id: format!("r{}", self.asked), cancels }), log);
             }
             5 if self.asked > 0 => {
                 let (tenant, request) = self.requests[&rng.below(self.asked)].clone();

@@ -33,7 +33,7 @@ pub fn learn(workload: &Workload, policy: Name, plan: &Plan) -> Option<Lesson> {
     let (rehearsed, validating) = plan.seeds.split_at(rehearsed);
     let rounds = rounds(rehearsed, |seed| rehearsal(workload, seed, plan.load_percent));
     let validating: Vec<Sequence> = validating.iter().map(|&seed| sequence(workload, seed, VALIDATING_LOAD_PERCENT)).collect();
-    let made = |tables: &Tables| policy.policy(Parts { typical: &workload.typical, requests: &workload.shapes, tables, seed: 0 });
+    let made = |tables: &Tables| policy.policy(Parts { typical: &workload.typical, requests: &workload.requests, tables, seed: 0, turn: 0 });
     let score = |tables: &Tables| {
         let left = validating.iter().map(|sequence| unallocated_ppm(workload, sequence, made(tables)));
         left.sum::<u64>() / validating.len() as u64

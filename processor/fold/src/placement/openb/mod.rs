@@ -11,7 +11,7 @@ pub mod lesson;
 
 use super::policy::fleet::{Error, Fleet, HostSpec};
 use super::policy::placer::Placer;
-use super::policy::shape::Shape;
+use super::policy::shape::{Shape, counted};
 use super::policy::typical::Typical;
 use curve::Curve;
 use trace::Pod;
@@ -23,6 +23,8 @@ pub struct Workload {
     models: Vec<String>,
     /// The shape of each pod, in the order of the pod list.
     pub shapes: Vec<Shape>,
+    /// How often each shape comes among all pods.
+    pub requests: Vec<(Shape, i64)>,
     /// The mix of all pods.
     pub typical: Typical,
 }
@@ -33,7 +35,8 @@ impl Workload {
         let fleet = Fleet::new(hosts.clone())?;
         let shapes: Vec<Shape> = pods.iter().map(|pod| pod.shape(&fleet)).collect();
         let typical = Typical::of(shapes.iter().zip(pods.iter().map(|pod| pod.models.as_str())));
-        Ok(Self { hosts, models: fleet.models().to_vec(), shapes, typical })
+        let requests = counted(&shapes);
+        Ok(Self { hosts, models: fleet.models().to_vec(), shapes, requests, typical })
     }
 
     /// The hosts, empty, with these ranks.

@@ -1,6 +1,7 @@
 //! The policies by name.
 
 use super::Policy;
+use super::by_score::ByScore;
 use super::dot_product::DotProduct;
 use super::fgd::Fgd;
 use super::fit::{BestFit, FirstFit, WorstFit};
@@ -36,6 +37,12 @@ pub enum Name {
     Tw,
     /// Both: the default.
     Hybrid,
+    /// The most room by telemetry.
+    Headroom,
+    /// A balance of what telemetry says.
+    Balanced,
+    /// The most reliable.
+    Reliability,
 }
 
 /// What policies are made of. Not every policy needs all of it.
@@ -43,17 +50,36 @@ pub enum Name {
 pub struct Parts<'a> {
     /// The mix of requests.
     pub typical: &'a Typical,
-    /// The recorded requests.
-    pub requests: &'a [Shape],
+    /// The recorded requests: each shape, and how often it came.
+    pub requests: &'a [(Shape, i64)],
     /// What was learned.
     pub tables: &'a Tables,
     /// Seed of `random`.
     pub seed: u64,
+    /// Turns that `random` has had.
+    pub turn: u64,
 }
 
 impl Name {
-    /// All of them, simplest first.
-    pub const ALL: [Self; 10] = [
+    /// All of them, those by capacity first.
+    pub const ALL: [Self; 13] = [
+        Self::Random,
+        Self::FirstFit,
+        Self::BestFit,
+        Self::WorstFit,
+        Self::DotProduct,
+        Self::GpuPacking,
+        Self::GpuClustering,
+        Self::Fgd,
+        Self::Tw,
+        Self::Hybrid,
+        Self::Headroom,
+        Self::Balanced,
+        Self::Reliability,
+    ];
+
+    /// Those that look at capacity alone, simplest first.
+    pub const BY_CAPACITY: [Self; 10] = [
         Self::Random,
         Self::FirstFit,
         Self::BestFit,
@@ -79,6 +105,9 @@ impl Name {
             Self::Fgd => "fgd",
             Self::Tw => "tw",
             Self::Hybrid => "hybrid",
+            Self::Headroom => "headroom",
+            Self::Balanced => "balanced",
+            Self::Reliability => "reliability",
         }
     }
 
@@ -93,7 +122,10 @@ impl Name {
             | Self::DotProduct
             | Self::GpuPacking
             | Self::GpuClustering
-            | Self::Fgd => false,
+            | Self::Fgd
+            | Self::Headroom
+            | Self::Balanced
+            | Self::Reliability => false,
         }
     }
 
@@ -105,7 +137,7 @@ impl Name {
     /// The policy.
     pub fn policy(self, parts: Parts<'_>) -> Box<dyn Policy + Send> {
         match self {
-            Self::Random => Box::new(Random::new(parts.seed)),
+            Self::Random => Box::new(Random::at(parts.seed, parts.turn)),
             Self::FirstFit => Box::new(FirstFit),
             Self::BestFit => Box::new(BestFit),
             Self::WorstFit => Box::new(WorstFit),
@@ -115,6 +147,7 @@ impl Name {
             Self::Fgd => Box::new(Fgd::new(parts.typical)),
             Self::Tw => Box::new(Tw::new(parts.tables, parts.requests)),
             Self::Hybrid => Box::new(Hybrid::new(parts.typical, parts.tables, parts.requests, hybrid::Settings::default())),
+            Self::Headroom | Self::Balanced | Self::Reliability => Box::new(ByScore { name: self.code() }),
         }
     }
 }
@@ -128,7 +161,7 @@ mod tests {
         let (typical, tables) = (Typical::default(), Tables::untaught(&[]));
         for name in Name::ALL {
             assert_eq!(Name::from_code(name.code()), Some(name));
-            assert_eq!(name.policy(Parts { typical: &typical, requests: &[], tables: &tables, seed: 0 }).name(), name.code());
+            assert_eq!(name.policy(Parts { typical: &typical, requests: &[], tables: &tables, seed: 0, turn: 0 }).name(), name.code());
         }
     }
 }

@@ -4,6 +4,8 @@
 //! Source: Weng et al., "Beware of Fragmentation: Scheduling GPU-Sharing Workloads with Fragmentation Gradient Descent", USENIX
 //! ATC 2023.
 
+use plimsoll_schemas::out::ScoreParts;
+
 use super::fleet::{GPUS_PER_HOST_MAX, MILLI};
 use super::fragmentation::Fragmentation;
 use super::host::Host;
@@ -41,6 +43,11 @@ impl Policy for Fgd {
 
     fn version(&self) -> u32 {
         1
+    }
+
+    fn parts(&self, host: &Host<'_>, shape: &Shape, gpus: u64) -> Option<ScoreParts> {
+        let fragmentation_milli = self.fragmentation.drop(host, shape, gpus) / self.fragmentation.weight();
+        Some(ScoreParts { fragmentation_milli, waste_milli: 0, scarcity_milli: 0 })
     }
 
     fn bid(&self, host: &Host<'_>, shape: &Shape) -> Bid {

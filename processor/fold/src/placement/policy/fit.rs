@@ -60,7 +60,7 @@ impl Policy for WorstFit {
     }
 
     fn bid(&self, host: &Host<'_>, shape: &Shape) -> Bid {
-        let gpus = match host.gpus.iter().enumerate().rev().max_by_key(|&(_, &left)| left) {
+        let gpus = match host.with_room(shape.milli).rev().max_by_key(|&(_, left)| left) {
             Some((gpu, _)) if shape.is_share() => 1 << gpu,
             Some(_) | None => host.tightest(shape),
         };

@@ -27,6 +27,23 @@ pub struct HostSpec {
     pub model: String,
 }
 
+/// A host as it stands: what is left on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Its GPUs' model.
+    pub model: String,
+    /// CPU left, thousandths of a core.
+    pub cpu_milli: i64,
+    /// Memory left, MiB.
+    pub memory_mib: i64,
+    /// Thousandths left on each GPU.
+    pub gpus: Vec<i32>,
+    /// What telemetry says of each GPU, millionths.
+    pub scores: Vec<u32>,
+    /// How many requests of each class live here.
+    pub classes: Classes,
+}
+
 /// What does not fit a fleet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -66,6 +83,7 @@ struct Slot {
     first_gpu: usize,
     end_gpu: usize,
     classes: Classes,
+    open: u64,
 }
 
 /// The hosts, in tie order, and what is left on them.
@@ -74,6 +92,8 @@ pub struct Fleet {
     models: Vec<String>,
     slots: Vec<Slot>,
     left: Vec<i32>,
+    /// As long as `left`, or empty where nobody measures.
+    scores: Vec<u32>,
     idle_milli: i64,
 }
 
@@ -108,10 +128,40 @@ impl Fleet {
                 first_gpu,
                 end_gpu: left.len(),
                 classes: [0; CLASSES],
+                open: u64::MAX,
             });
         }
         let idle_milli = left.len() as i64 * i64::from(MILLI);
-        Ok(Self { models, slots, left, idle_milli })
+        Ok(Self { models, slots, left, scores: Vec::new(), idle_milli })
+    }
+
+    /// A fleet as it stands, in tie order. Of a host's GPUs the first [`GPUS_PER_HOST_MAX`] count; models beyond [`MODELS_MAX`] are taken
+    /// for the last one.
+    pub fn standing(hosts: impl IntoIterator<Item = Standing>) -> Self {
+        let hosts: Vec<Standing> = hosts.into_iter().collect();
+        let mut models: Vec<String> = hosts.iter().map(|host| host.model.clone()).collect();
+        models.sort_unstable();
+        models.dedup();
+        models.truncate(MODELS_MAX);
+        let (mut slots, mut left, mut scores) = (Vec::with_capacity(hosts.len()), Vec::new(), Vec::new());
+        for host in hosts {
+            let first_gpu = left.len();
+            left.extend(host.gpus.iter().take(GPUS_PER_HOST_MAX));
+            scores.extend(host.scores.iter().take(left.len() - first_gpu));
+            slots.push(Slot {
+                model: models.binary_search(&host.model).unwrap_or(models.len() - 1) as u8,
+                excluded: false,
+                cpu_milli: host.cpu_milli,
+                memory_mib: host.memory_mib,
+                idle_milli: left[first_gpu..].iter().map(|&left| i64::from(left)).sum(),
+                first_gpu,
+                end_gpu: left.len(),
+                classes: host.classes,
+                open: u64::MAX,
+            });
+        }
+        let idle_milli = slots.iter().map(|slot| slot.idle_milli).sum();
+        Self { models, slots, left, scores, idle_milli }
     }
 
     /// Number of hosts.
@@ -136,6 +186,8 @@ impl Fleet {
             gpus: &self.left[slot.first_gpu..slot.end_gpu],
             idle_milli: slot.idle_milli,
             classes: &slot.classes,
+            open: slot.open,
+            scores: self.scores.get(slot.first_gpu..slot.end_gpu).unwrap_or_default(),
         }
     }
 
@@ -173,6 +225,11 @@ impl Fleet {
     /// Takes a host out of service for new placements, or puts it back.
     pub fn exclude(&mut self, index: usize, excluded: bool) {
         self.slots[index].excluded = excluded;
+    }
+
+    /// Says which of a host's GPUs may be taken: bit i = GPU i.
+    pub fn open(&mut self, index: usize, gpus: u64) {
+        self.slots[index].open = gpus;
     }
 
     /// Takes what the shape asks for. It fits there.

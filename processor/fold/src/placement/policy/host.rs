@@ -21,6 +21,10 @@ pub struct Host<'a> {
     pub idle_milli: i64,
     /// How many requests of each class live here.
     pub classes: &'a Classes,
+    /// The GPUs that may be taken: bit i = GPU i.
+    pub open: u64,
+    /// What telemetry says of each GPU, millionths; empty where nobody measures.
+    pub scores: &'a [u32],
 }
 
 /// How many requests of each class live on a host. Classes: shares, then by number of GPUs; the last takes all larger ones.
@@ -83,11 +87,16 @@ impl Host<'_> {
         if shape.memory_mib > self.memory_mib {
             return Err(Misfit::InsufficientHostMemory);
         }
-        let with_room = self.gpus.iter().filter(|&&left| left >= shape.milli).count();
+        let with_room = self.with_room(shape.milli).count();
         if with_room >= shape.gpus as usize {
             return Ok(());
         }
         Err(if shape.is_share() && self.idle_milli >= i64::from(shape.milli) { Misfit::ShareTooSmall } else { Misfit::TooFewDevices })
+    }
+
+    /// The GPUs that may be taken and have so much left, and how much.
+    pub fn with_room(&self, milli: i32) -> impl DoubleEndedIterator<Item = (usize, i32)> + '_ {
+        self.gpus.iter().copied().enumerate().filter(move |&(gpu, left)| left >= milli && self.open >> gpu & 1 == 1)
     }
 
     /// The GPUs with room that have the least left, the first of equals: bit i = GPU i. For whole GPUs these are the first free
@@ -95,8 +104,8 @@ impl Host<'_> {
     pub fn tightest(&self, shape: &Shape) -> u64 {
         let mut taken = 0;
         for _ in 0..shape.gpus {
-            let open = self.gpus.iter().enumerate().filter(|&(gpu, &left)| taken >> gpu & 1 == 0 && left >= shape.milli);
-            let Some((gpu, _)) = open.min_by_key(|&(_, &left)| left) else { break };
+            let others = self.with_room(shape.milli).filter(|&(gpu, _)| taken >> gpu & 1 == 0);
+            let Some((gpu, _)) = others.min_by_key(|&(_, left)| left) else { break };
             taken |= 1 << gpu;
         }
         taken
@@ -104,14 +113,14 @@ impl Host<'_> {
 
     /// The first GPU of each amount left, among those with room: GPUs with the same left are worth the same.
     pub fn distinct(&self, milli: i32) -> impl Iterator<Item = (usize, i32)> + '_ {
-        let first = move |gpu: usize, left: i32| !self.gpus[..gpu].contains(&left);
-        self.gpus.iter().copied().enumerate().filter(move |&(gpu, left)| left >= milli && first(gpu, left))
+        let before = move |gpu: usize| self.with_room(milli).take_while(move |&(other, _)| other < gpu);
+        self.with_room(milli).filter(move |&(gpu, left)| before(gpu).all(|(_, other)| other != left))
     }
 
     /// Whether nothing tells two hosts apart but their place: they are worth the same to every policy that looks at no place.
     pub fn is_like(&self, other: &Host<'_>) -> bool {
-        (self.model, self.excluded, self.cpu_milli, self.memory_mib, self.gpus, self.classes)
-            == (other.model, other.excluded, other.cpu_milli, other.memory_mib, other.gpus, other.classes)
+        (self.model, self.excluded, self.cpu_milli, self.memory_mib, self.gpus, self.classes, self.open, self.scores)
+            == (other.model, other.excluded, other.cpu_milli, other.memory_mib, other.gpus, other.classes, other.open, other.scores)
     }
 }
 
@@ -130,6 +139,8 @@ mod tests {
             gpus,
             idle_milli: gpus.iter().map(|&left| i64::from(left)).sum(),
             classes: &[0; CLASSES],
+            open: u64::MAX,
+            scores: &[],
         };
         let mut shape = Shape { cpu_milli: 8_000, memory_mib: 1_024, gpus: 1, milli: 500, models: Models(1 << 3) };
         change(&mut shape);
@@ -153,5 +164,26 @@ mod tests {
         check(|_| {}, &[1_000, 600, 400, 600], Ok(0b0010));
         check(|s| (s.gpus, s.milli) = (2, 1_000), &[1_000, 600, 1_000, 1_000], Ok(0b0101));
         check(|s| (s.gpus, s.milli) = (2, 500), &[1_000, 600, 1_000, 1_000], Ok(0b0011));
+    }
+
+    #[test]
+    fn a_gpu_that_may_not_be_taken_is_passed_over() {
+        let gpus = [600, 600, 1_000, 600];
+        let host = Host {
+            index: 0,
+            model: 0,
+            excluded: false,
+            cpu_milli: 0,
+            memory_mib: 0,
+            gpus: &gpus,
+            idle_milli: 2_800,
+            classes: &[0; CLASSES],
+            open: 0b1110,
+            scores: &[],
+        };
+        let share = Shape { cpu_milli: 0, memory_mib: 0, gpus: 1, milli: 500, models: Models::ANY };
+        assert_eq!(host.tightest(&share), 0b0010);
+        assert_eq!(host.distinct(500).collect::<Vec<_>>(), [(1, 600), (2, 1_000)]);
+        assert_eq!(host.fits(&Shape { gpus: 4, ..share }), Err(Misfit::TooFewDevices));
     }
 }

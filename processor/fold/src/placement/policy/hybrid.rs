@@ -2,6 +2,8 @@
 //! requests; in steps of 40 thousandths of a GPU, and of equals the first host. It fills a fleet better than `fgd`, and where
 //! requests come and go it loses no more of them.
 
+use plimsoll_schemas::out::ScoreParts;
+
 use super::fleet::{Fleet, GPUS_PER_HOST_MAX};
 use super::fragmentation::Fragmentation;
 use super::host::Host;
@@ -43,7 +45,7 @@ pub struct Hybrid {
 
 impl Hybrid {
     /// Against this mix, with these tables, for requests like these.
-    pub fn new(typical: &Typical, tables: &Tables, requests: &[Shape], settings: Settings) -> Self {
+    pub fn new(typical: &Typical, tables: &Tables, requests: &[(Shape, i64)], settings: Settings) -> Self {
         Self {
             settings,
             fragmentation: Fragmentation::new(typical),
@@ -69,6 +71,14 @@ impl Policy for Hybrid {
 
     fn version(&self) -> u32 {
         1
+    }
+
+    fn parts(&self, host: &Host<'_>, shape: &Shape, gpus: u64) -> Option<ScoreParts> {
+        Some(ScoreParts {
+            fragmentation_milli: self.fragmentation.drop(host, shape, gpus) / self.fragmentation.weight(),
+            waste_milli: self.waste.drop(host, shape, gpus) / CENTI,
+            scarcity_milli: self.scarcity.cost_milli(host, shape, gpus),
+        })
     }
 
     fn bid(&self, host: &Host<'_>, shape: &Shape) -> Bid {

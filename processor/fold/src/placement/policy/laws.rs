@@ -7,12 +7,12 @@ use super::catalogue::{Name, Parts};
 use super::draw::Draw;
 use super::fleet::{Fleet, HostSpec, MILLI, Place};
 use super::placer::Placer;
-use super::shape::{Models, Shape};
+use super::shape::{Models, Shape, counted};
 use super::tables::Tables;
 use super::typical::Typical;
 
-fn policies<'a>(typical: &'a Typical, requests: &'a [Shape], tables: &'a Tables) -> impl Iterator<Item = Box<dyn Policy + Send>> + 'a {
-    Name::ALL.into_iter().map(move |name| name.policy(Parts { typical, requests, tables, seed: 7 }))
+fn policies<'a>(typical: &'a Typical, requests: &'a [(Shape, i64)], tables: &'a Tables) -> impl Iterator<Item = Box<dyn Policy + Send>> + 'a {
+    Name::BY_CAPACITY.into_iter().map(move |name| name.policy(Parts { typical, requests, tables, seed: 7, turn: 0 }))
 }
 
 #[derive(Debug, Clone)]
@@ -85,7 +85,8 @@ proptest! {
         let shapes: Vec<Shape> = steps.iter().filter_map(|step| if let Step::Ask(shape) = step { Some(*shape) } else { None }).collect();
         let typical = Typical::of(shapes.iter().map(|shape| (shape, "")));
         let tables = any_tables();
-        for (policy, again) in policies(&typical, &shapes, &tables).zip(policies(&typical, &shapes, &tables)) {
+        let requests = counted(&shapes);
+        for (policy, again) in policies(&typical, &requests, &tables).zip(policies(&typical, &requests, &tables)) {
             let name = policy.name();
             let mut placer = Placer::new(Fleet::new(hosts.clone()).expect("valid"), policy);
             let mut other = Placer::new(Fleet::new(shuffled.clone()).expect("valid"), again);

@@ -153,7 +153,7 @@ fn anywhere(fleet: &Fleet, random: &mut Random, shape: &Shape) -> Option<Place> 
 #[cfg(test)]
 mod tests {
     use super::super::fleet::HostSpec;
-    use super::super::shape::Models;
+    use super::super::shape::{Models, counted};
     use super::super::tw::Tw;
     use super::*;
 
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn what_nobody_can_use_is_learned_to_stay_idle() {
         let rounds = [vec![rehearsal(1), rehearsal(2)], vec![rehearsal(3)]];
-        let requests = rehearsal(1).requests;
+        let requests = counted(&rehearsal(1).requests);
         let lesson = || learn(rounds[0][0].fleet.models(), &rounds, |tables| Box::new(Tw::new(tables, &requests)), |_| 7);
         let taught = lesson();
         assert_eq!(taught.scores, [7, 7]);

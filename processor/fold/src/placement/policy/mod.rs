@@ -8,10 +8,12 @@ pub mod shape;
 pub mod host;
 pub mod fleet;
 pub mod typical;
+pub mod mix;
 pub mod fragmentation;
 pub mod placer;
 mod double;
 pub mod random;
+pub mod by_score;
 pub mod fit;
 pub mod dot_product;
 pub mod gpu_packing;
@@ -30,6 +32,7 @@ mod laws;
 
 use fleet::Fleet;
 use host::Host;
+use plimsoll_schemas::out::ScoreParts;
 use shape::{Models, Shape};
 
 /// What a policy would do with a shape on one host.
@@ -51,6 +54,16 @@ pub trait Policy {
 
     /// Its bid for a host on which the shape fits.
     fn bid(&self, host: &Host<'_>, shape: &Shape) -> Bid;
+
+    /// What its bid for these GPUs is made of, where it weighs parts.
+    fn parts(&self, _host: &Host<'_>, _shape: &Shape, _gpus: u64) -> Option<ScoreParts> {
+        None
+    }
+
+    /// How much one step of a key is, in millionths of the policy's unit.
+    fn micro_per_key(&self) -> i64 {
+        1_000_000
+    }
 
     /// Whether a bid stays the same as long as the host stays the same, and depends on nothing else of the host but what is left.
     fn bids_last(&self) -> bool {

@@ -15,7 +15,12 @@ pub struct Random {
 impl Random {
     /// The same seed gives the same places.
     pub fn new(seed: u64) -> Self {
-        Self { seed: mix(seed), turn: 0 }
+        Self::at(seed, 0)
+    }
+
+    /// The same after so many turns.
+    pub fn at(seed: u64, turn: u64) -> Self {
+        Self { seed: mix(seed), turn }
     }
 
     fn number(&self, host: usize, gpu: usize) -> u64 {
@@ -33,8 +38,7 @@ impl Policy for Random {
     }
 
     fn bid(&self, host: &Host<'_>, shape: &Shape) -> Bid {
-        let with_room = host.gpus.iter().enumerate().filter(|&(_, &left)| left >= shape.milli);
-        let gpus = match with_room.max_by_key(|&(gpu, _)| self.number(host.index, gpu)) {
+        let gpus = match host.with_room(shape.milli).max_by_key(|&(gpu, _)| self.number(host.index, gpu)) {
             Some((gpu, _)) if shape.is_share() => 1 << gpu,
             Some(_) | None => host.tightest(shape),
         };

@@ -38,14 +38,14 @@ pub struct Scarcity {
 }
 
 impl Scarcity {
-    /// For the recorded requests. Charges begin where more than `free_share` thousandths of the places will be needed.
-    pub fn new<'a>(requests: impl IntoIterator<Item = &'a Shape>, free_share: i64) -> Self {
+    /// For the recorded requests: each shape, and how often it came. Charges begin where more than `free_share` thousandths of the places will be needed.
+    pub fn new(requests: &[(Shape, i64)], free_share: i64) -> Self {
         let (mut counts, mut asked_milli) = (BTreeMap::new(), 0);
-        for shape in requests {
-            asked_milli += shape.total_milli();
+        for (shape, count) in requests {
+            asked_milli += count * shape.total_milli();
             if shape.gpus > 1 || (shape.gpus > 0 && shape.models.is_constraint()) {
                 // Memory of the host is seldom what is short; without it fewer kinds are to be watched.
-                *counts.entry(Shape { memory_mib: 0, ..*shape }).or_insert(0) += 1;
+                *counts.entry(Shape { memory_mib: 0, ..*shape }).or_insert(0) += count;
             }
         }
         let watched = counts.into_iter().map(|(shape, count)| Watched { shape, count, places: 0, step: 0 }).collect();
@@ -135,6 +135,7 @@ fn places(host: &Host<'_>, rare: &Shape, cpu_milli: i64, left: impl Fn(usize, i3
 #[cfg(test)]
 mod tests {
     use super::super::fleet::{HostSpec, Place};
+    use super::super::shape::counted;
     use super::*;
 
     #[test]
@@ -156,7 +157,7 @@ mod tests {
         let pair = Shape { cpu_milli: 32_000, memory_mib: 0, gpus: 2, milli: 1_000, models: Models::ANY };
         let share = Shape { cpu_milli: 1_000, memory_mib: 0, gpus: 1, milli: 500, models: Models::ANY };
         let requests: Vec<Shape> = std::iter::repeat_n(share, 60).chain([pair]).collect();
-        let mut scarcity = Scarcity::new(&requests, 400);
+        let mut scarcity = Scarcity::new(&counted(&requests), 400);
         scarcity.start(&fleet);
         assert_eq!(scarcity.cost_milli(&fleet.host(0), &share, 1), 500);
         let place = Place { host: 0, gpus: 1 };

@@ -1,5 +1,7 @@
 //! What a request asks for, and nothing about who asks: requests of one shape are placed alike.
 
+use std::collections::BTreeMap;
+
 use super::fleet::MILLI;
 
 /// The models that are allowed, one bit per model of the fleet.
@@ -49,4 +51,13 @@ impl Shape {
     pub fn is_share(&self) -> bool {
         self.gpus == 1 && self.milli < MILLI
     }
+}
+
+/// How often each shape comes among these.
+pub fn counted(shapes: &[Shape]) -> Vec<(Shape, i64)> {
+    let mut counts = BTreeMap::new();
+    for shape in shapes {
+        *counts.entry(*shape).or_insert(0) += 1;
+    }
+    counts.into_iter().collect()
 }

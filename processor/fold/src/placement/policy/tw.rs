@@ -1,6 +1,8 @@
 //! `tw`: the host and the GPU on which what will stay idle falls most, as learned tables say (terminal waste), less what is
 //! taken away from rare requests. Made for filling a fleet; where requests come and go, `hybrid` is better.
 
+use plimsoll_schemas::out::ScoreParts;
+
 use super::fleet::{Fleet, GPUS_PER_HOST_MAX};
 use super::host::Host;
 use super::scarcity::Scarcity;
@@ -21,7 +23,7 @@ pub struct Tw {
 
 impl Tw {
     /// With these tables, for requests like these.
-    pub fn new(tables: &Tables, requests: &[Shape]) -> Self {
+    pub fn new(tables: &Tables, requests: &[(Shape, i64)]) -> Self {
         Self { tables: tables.clone(), waste: Waste::new(tables, &tables.models), scarcity: Scarcity::new(requests, FREE_SHARE) }
     }
 }
@@ -33,6 +35,14 @@ impl Policy for Tw {
 
     fn version(&self) -> u32 {
         1
+    }
+
+    fn parts(&self, host: &Host<'_>, shape: &Shape, gpus: u64) -> Option<ScoreParts> {
+        Some(ScoreParts {
+            fragmentation_milli: 0,
+            waste_milli: self.waste.drop(host, shape, gpus) / CENTI,
+            scarcity_milli: self.scarcity.cost_milli(host, shape, gpus),
+        })
     }
 
     fn bid(&self, host: &Host<'_>, shape: &Shape) -> Bid {

@@ -40,12 +40,17 @@ impl Typical {
     ///
     /// Source: Weng et al., "Beware of Fragmentation", USENIX ATC 2023, section 4, as its published simulator counts.
     pub fn of<'a>(requests: impl IntoIterator<Item = (&'a Shape, &'a str)>) -> Self {
+        Self::of_counted(requests.into_iter().map(|(shape, constraint)| (shape, constraint, 1)))
+    }
+
+    /// The same, of requests that are counted already.
+    pub fn of_counted<'a>(requests: impl IntoIterator<Item = (&'a Shape, &'a str, i64)>) -> Self {
         let mut typical = Self::default();
         let mut counts: BTreeMap<(i64, i32, u32, &str), (i64, Models)> = BTreeMap::new();
-        for (shape, constraint) in requests {
+        for (shape, constraint, count) in requests {
             let models = if shape.gpus == 0 { Models::ANY } else { shape.models };
-            counts.entry((shape.cpu_milli, shape.milli, shape.gpus, constraint)).or_insert((0, models)).0 += 1;
-            typical.requests += 1;
+            counts.entry((shape.cpu_milli, shape.milli, shape.gpus, constraint)).or_insert((0, models)).0 += count;
+            typical.requests += count;
         }
         let mut counts: Vec<_> = counts.into_iter().collect();
         counts.sort_by(|(a, (a_count, _)), (b, (b_count, _))| (b_count, b).cmp(&(a_count, a)));
