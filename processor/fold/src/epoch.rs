@@ -10,7 +10,7 @@ use plimsoll_schemas::row::{DecisionRow, Row};
 use plimsoll_schemas::time::NS_PER_MS;
 
 use crate::emit::Emit;
-use crate::leases::{Held, Lease, Share};
+use crate::leases::{Held, Lease, Share, by_gpu};
 use crate::{Effects, State};
 
 /// The state is not the one that the new epoch begins with.
@@ -117,7 +117,7 @@ impl State {
             let number = self.registry.device_number(&assignment.device_uuid)?;
             Some(Held { number, milli: assignment.milli, vram_bytes: assignment.vram_bytes })
         };
-        let parts: Vec<Held> = decided.assignments.iter().filter_map(part).collect();
+        let parts = by_gpu(decided.assignments.iter().filter_map(part));
         let share = |share: &HostShare| {
             let host = self.registry.host_number(&share.host)?;
             Some(Share { host, cpu_milli: share.cpu_milli, memory_bytes: share.memory_bytes })

@@ -63,6 +63,16 @@ pub(crate) struct Held {
     pub vram_bytes: u64,
 }
 
+/// What a lease holds of each GPU, where several members of a gang may stand on one.
+pub(crate) fn by_gpu(parts: impl IntoIterator<Item = Held>) -> Vec<Held> {
+    let mut held = BTreeMap::<u32, Held>::new();
+    for part in parts {
+        let sum = held.entry(part.number).or_insert(Held { milli: 0, vram_bytes: 0, ..part });
+        (sum.milli, sum.vram_bytes) = (sum.milli + part.milli, sum.vram_bytes.saturating_add(part.vram_bytes));
+    }
+    held.into_values().collect()
+}
+
 /// The leases that have not ended.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Leases {

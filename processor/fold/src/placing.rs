@@ -13,7 +13,7 @@ use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_MS};
 
 use crate::State;
 use crate::emit::Emit;
-use crate::leases::{Held, Lease};
+use crate::leases::{Held, Lease, by_gpu};
 use crate::liveness::stale_ns;
 use crate::placement::ask::{self, Ask};
 use crate::placement::candidate::Candidate;
@@ -72,11 +72,11 @@ impl State {
 
     /// Says a decision, and grants the lease if it is a placement.
     pub(crate) fn conclude(&mut self, tenant: &TenantId, place: &Place, choice: Choice, attempt: Attempt, emit: &mut Emit<'_>) {
-        let lease = (choice.outcome == Outcome::Placed).then(|| self.new_lease(tenant, place, &choice, emit));
-        let picks: Vec<Held> = choice.picks.iter().map(|pick| Held { number: pick.number, milli: pick.milli, vram_bytes: pick.vram_bytes }).collect();
+        let held = by_gpu(choice.picks.iter().map(|pick| Held { number: pick.number, milli: pick.milli, vram_bytes: pick.vram_bytes }));
+        let lease = (choice.outcome == Outcome::Placed).then(|| self.new_lease(tenant, place, &choice, &held, emit));
         self.say_decision(tenant, place, choice, lease.as_ref(), attempt, None, emit);
         if let Some(lease) = lease {
-            self.grant(lease, &picks, emit);
+            self.grant(lease, &held, emit);
         }
     }
 
@@ -348,11 +348,11 @@ impl State {
         Settings { vram_limit_bp: self.meta.settings.vram_limit_bp }
     }
 
-    fn new_lease(&mut self, tenant: &TenantId, place: &Place, choice: &Choice, emit: &Emit<'_>) -> Lease {
+    fn new_lease(&mut self, tenant: &TenantId, place: &Place, choice: &Choice, held: &[Held], emit: &Emit<'_>) -> Lease {
         self.meta.fence += 1;
         let fence = self.meta.fence;
         let ttl_ms = i64::try_from(ask::lease_ttl_ms(place)).unwrap_or(i64::MAX);
-        let granted: Vec<u32> = choice.picks.iter().map(|pick| pick.number).collect();
+        let granted: Vec<u32> = held.iter().map(|held| held.number).collect();
         let mut shares = BTreeMap::<u32, (u64, u64)>::new();
         for (host, bundle) in &choice.hosts {
             let bundle = &place.bundles[*bundle];

@@ -328,33 +328,8 @@ fn placements_hold(seed: u64, effects: &Effects) {
         let position =
             rows.peek().map(|row| row.position).into_iter().chain(outputs.peek().map(|(position, _)| *position)).min().expect("one is left");
         let here: Vec<Payload> = std::iter::from_fn(|| outputs.next_if(|(at, _)| *at == position)).map(|(_, data)| data).collect();
-        // What a record gives back can be given away by the same record.
-        while let Some(row) = rows.next_if(|row| row.position == position) {
-            match &row.row {
-                Row::Device(device) if device.valid_to.is_none() => {
-                    states.insert(device.device_key, device.state);
-                }
-                Row::LeaseDevice(lease) if lease.to_at.is_some() => {
-                    let was = reserved.get_mut(&lease.device_key).and_then(|leases| leases.remove(&lease.lease_id));
-                    assert!(was.is_some(), "seed {seed}: {} given back twice", lease.lease_id);
-                }
-                Row::Window(..)
-                | Row::Device(_)
-                | Row::Host(_)
-                | Row::Request(_)
-                | Row::Decision(_)
-                | Row::Lease(_)
-                | Row::LeaseDevice(_)
-                | Row::Rejected(_)
-                | Row::DeviceEvent(_)
-                | Row::Gap(_)
-                | Row::Policy(_)
-                | Row::Alert(_)
-                | Row::HostWindow(_)
-                | Row::Episode(_) => {}
-            }
-        }
-        let mut leased = BTreeSet::new();
+        // A record can grant a lease and take it back, so what is held follows the rows in their order.
+        let mut parts = BTreeMap::new();
         for data in &here {
             let waits = matches!(data, Payload::Decided(d) if d.outcome == Outcome::Deferred);
             if let Some((_, request)) = decision(data).filter(|_| !waits) {
@@ -368,10 +343,40 @@ fn placements_hold(seed: u64, effects: &Effects) {
                 let numbers: Vec<u32> = members.iter().map(|(member, _)| *member).collect();
                 assert_eq!(numbers, (0..members.len() as u32).collect::<Vec<_>>(), "seed {seed}: every member once, each on one host");
                 for a in &d.assignments {
-                    assert_eq!(states.get(&a.device_key), Some(&DeviceState::Ok), "seed {seed}: {} at {position}", a.device_uuid);
-                    reserved.entry(a.device_key).or_default().insert(lease.lease_id.clone(), (a.milli, a.vram_bytes));
-                    leased.insert(a.device_key);
+                    let part: &mut (u32, u64) = parts.entry((lease.lease_id.clone(), a.device_key)).or_default();
+                    *part = (part.0 + a.milli, part.1 + a.vram_bytes);
                 }
+            }
+        }
+        let mut leased = BTreeSet::new();
+        while let Some(row) = rows.next_if(|row| row.position == position) {
+            match &row.row {
+                Row::Device(device) if device.valid_to.is_none() => {
+                    states.insert(device.device_key, device.state);
+                }
+                Row::LeaseDevice(lease) if lease.to_at.is_some() => {
+                    let was = reserved.get_mut(&lease.device_key).and_then(|leases| leases.remove(&lease.lease_id));
+                    assert!(was.is_some(), "seed {seed}: {} given back twice", lease.lease_id);
+                }
+                Row::LeaseDevice(lease) => {
+                    assert_eq!(states.get(&lease.device_key), Some(&DeviceState::Ok), "seed {seed}: {} at {position}", lease.lease_id);
+                    let part = parts.get(&(lease.lease_id.clone(), lease.device_key)).copied();
+                    reserved.entry(lease.device_key).or_default().insert(lease.lease_id.clone(), part.expect("granted by a decision"));
+                    leased.insert(lease.device_key);
+                }
+                Row::Window(..)
+                | Row::Device(_)
+                | Row::Host(_)
+                | Row::Request(_)
+                | Row::Decision(_)
+                | Row::Lease(_)
+                | Row::Rejected(_)
+                | Row::DeviceEvent(_)
+                | Row::Gap(_)
+                | Row::Policy(_)
+                | Row::Alert(_)
+                | Row::HostWindow(_)
+                | Row::Episode(_) => {}
             }
         }
         for device in leased {

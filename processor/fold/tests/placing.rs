@@ -94,6 +94,17 @@ fn a_gang_is_placed_wholly_or_not_at_all() {
 }
 
 #[test]
+fn members_on_one_gpu_are_one_part_of_the_lease() {
+    let mut fleet = Fleet::with_hosts(1);
+    let placed = ask(&mut fleet, request("gang", vec![Bundle { milli: 400, vram_bytes: GIB, ..members(1, 2) }]));
+    assert_eq!(placed.assignments.iter().map(|gpu| (gpu.member, gpu.device_uuid.clone())).collect::<Vec<_>>(), [(0, uuid(0, 0)), (1, uuid(0, 0))]);
+    let small = ask(&mut fleet, Place { policy: Some("first_fit".to_owned()), ..request("small", vec![Bundle { milli: 200, ..gpus(1) }]) });
+    assert_eq!(small.assignments[0].device_uuid, uuid(0, 0));
+    release(&mut fleet, &placed);
+    assert_eq!(fleet.state.summary().leases, 1);
+}
+
+#[test]
 fn the_largest_member_goes_first_so_that_small_ones_do_not_take_its_place() {
     let mut fleet = Fleet::with_hosts(2);
     let placed = ask(&mut fleet, request("gang", vec![members(1, 2), gpus(2)]));

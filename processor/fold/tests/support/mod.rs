@@ -469,7 +469,7 @@ impl Tenants {
                 self.ask(rng, Request::Distribute(request), log);
             }
             8 => {
-                let cancels = format!("r{}", rng.below(self.asked + 1));
+                let cancels = format!("r{}", self.asked.saturating_sub(1 + rng.below(3)));
                 self.ask(rng, Request::Cancel(Cancel { request_id: format!("r{}", self.asked), cancels }), log);
             }
             5 if self.asked > 0 => {
