@@ -111,7 +111,8 @@ impl Decision {
             | Payload::Rejected(_)
             | Payload::Gap(_)
             | Payload::Alert(_)
-            | Payload::Policy(_) => None,
+            | Payload::Policy(_)
+            | Payload::Pace(_) => None,
         }
     }
 

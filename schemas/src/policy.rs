@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::alert::Rule;
+use crate::pace::Pace;
 use crate::settings::Thresholds;
 
 /// What is in force under a name.
@@ -22,6 +23,8 @@ pub enum Policy {
     Enrolment,
     /// A host or GPU is out of service. Name: `host/…` or `gpu/…`.
     Cordon(Cordoned),
+    /// How fast placement requests may come, and when load pauses them. Name: `cell` or `tenant/…`.
+    Pace(Pace),
 }
 
 /// How something is out of service.
@@ -43,6 +46,7 @@ impl Policy {
             Self::Logic => "logic",
             Self::Enrolment => "enrolment",
             Self::Cordon(_) => "cordon",
+            Self::Pace(_) => "pace",
         }
     }
 
@@ -52,6 +56,7 @@ impl Policy {
             Self::Settings(thresholds) => serde_json::to_string(thresholds),
             Self::AlertRule(rule) => serde_json::to_string(rule),
             Self::Cordon(cordoned) => serde_json::to_string(cordoned),
+            Self::Pace(pace) => serde_json::to_string(pace),
             Self::Placement | Self::Logic | Self::Enrolment => Ok("{}".to_owned()),
         };
         text.expect("plain structs always serialise")

@@ -66,6 +66,8 @@ impl State {
             Control::AlertRule(rule) => self.alert_rule(rule, emit),
             Control::RemoveAlertRule { name } => self.remove_alert_rule(name, emit),
             Control::Logic { version } => self.logic(*version, emit),
+            Control::Pace { tenant, pace } => self.set_pace(tenant.as_ref(), pace, emit),
+            Control::EndPace { tenant } => self.end_pace(tenant.as_ref(), emit),
         }
     }
 

@@ -11,9 +11,11 @@
 //! | leases | fence 8 | lease |
 //! | policies | `<kind>/<name>` | what is in force |
 //! | alerts | subject 5, rule 4; or `rules`, `counted` | a watched rule; one struct each |
+//! | paces | `cell` or `tenant/<id>` | a pace and where it stands |
 
 use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::id::CellId;
+use plimsoll_schemas::pace::{parse_scope, scope_name};
 use plimsoll_schemas::row::Tier;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -30,7 +32,7 @@ use crate::window::Pane;
 /// Version of everything that is stored: the shape of state entries, rows and outputs. It grows with every change of shape; a store of
 /// an older format is set aside and rebuilt, one of a newer format is refused. What the fold *does* has a version of its own,
 /// [`crate::LOGIC`].
-pub const FORMAT: u32 = 8;
+pub const FORMAT: u32 = 9;
 /// First byte of every value.
 const VERSION: u8 = FORMAT as u8;
 
@@ -67,12 +69,14 @@ pub enum StateTable {
     Policies = 20,
     /// Alert rules and where they stand.
     Alerts = 21,
+    /// Paces and where they stand.
+    Paces = 22,
 }
 
 impl StateTable {
     /// Every table.
     pub const ALL: &[StateTable] =
-        &[Self::Meta, Self::Hosts, Self::Devices, Self::Panes, Self::Ranges, Self::Requests, Self::Leases, Self::Policies, Self::Alerts];
+        &[Self::Meta, Self::Hosts, Self::Devices, Self::Panes, Self::Ranges, Self::Requests, Self::Leases, Self::Policies, Self::Alerts, Self::Paces];
 
     /// The name of its column family.
     pub const fn name(self) -> &'static str {
@@ -86,6 +90,7 @@ impl StateTable {
             Self::Leases => "leases",
             Self::Policies => "policies",
             Self::Alerts => "alerts",
+            Self::Paces => "paces",
         }
     }
 }
@@ -224,6 +229,9 @@ impl State {
         for (subject, rule) in std::mem::take(&mut self.alerts.dirty) {
             writer.put_or_delete(StateTable::Alerts, watched_key(subject, rule), self.alerts.watched.get(&(subject, rule)));
         }
+        for tenant in std::mem::take(&mut self.paces.dirty) {
+            writer.put_or_delete(StateTable::Paces, scope_name(tenant.as_ref()).into_bytes(), self.paces.by_tenant.get(&tenant));
+        }
     }
 
     fn take_hosts(&mut self, writer: &mut Writer) {
@@ -346,6 +354,7 @@ impl State {
             }
         }
         self.timers.set(self.minute_deadline(), Timer::Minute);
+        self.wait_for_load();
         let watched: Vec<_> = self.alerts.watched.keys().copied().collect();
         for (subject, rule) in watched {
             if let Some(at_ns) = self.alert_deadline(subject, rule) {
@@ -396,6 +405,10 @@ impl State {
                 self.policies.by_key.insert(key, entry.value()?);
             }
             StateTable::Alerts => self.load_alerts(entry)?,
+            StateTable::Paces => {
+                let tenant = std::str::from_utf8(&entry.key).ok().and_then(parse_scope).ok_or_else(|| entry.error("unknown key"))?;
+                self.paces.by_tenant.insert(tenant, entry.value()?);
+            }
         }
         Ok(())
     }

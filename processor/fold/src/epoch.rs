@@ -65,7 +65,13 @@ impl State {
                 0
             }
             // Their causes will be seen again, or are gone for good.
-            Payload::Device(_) | Payload::Host(_) | Payload::Rejected(_) | Payload::Gap(_) | Payload::Policy(_) | Payload::Alert(_) => 0,
+            Payload::Device(_)
+            | Payload::Host(_)
+            | Payload::Rejected(_)
+            | Payload::Gap(_)
+            | Payload::Policy(_)
+            | Payload::Alert(_)
+            | Payload::Pace(_) => 0,
         }
     }
 

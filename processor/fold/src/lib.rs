@@ -28,6 +28,7 @@ mod host_window;
 mod episodes;
 pub mod control;
 pub mod pace;
+mod paces;
 mod policies;
 mod alerts;
 pub mod placement;
@@ -57,6 +58,7 @@ use crate::emit::Chain;
 use crate::gaps::Turn;
 use crate::host_window::DeviceMinute;
 use crate::leases::Leases;
+use crate::paces::Paces;
 use crate::policies::Policies;
 use crate::refuse::{Announcer, Limiter};
 use crate::registry::{Registry, Silence, Use};
@@ -65,7 +67,7 @@ use crate::timers::Timers;
 
 /// Version of what the fold does with the same log. It grows when the same records would give other rows, outputs or states; the shape
 /// of what is stored has a version of its own, [`durable::FORMAT`].
-pub const LOGIC: u32 = 7;
+pub const LOGIC: u32 = 8;
 
 /// What folding records has produced since it was last taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -122,6 +124,7 @@ pub struct State {
     announcer: Announcer,
     policies: Policies,
     alerts: Alerts,
+    paces: Paces,
     timers: Timers,
     /// Hosts by the end of their last closed window.
     behind: BTreeSet<(i64, u32)>,
@@ -193,6 +196,7 @@ impl State {
             announcer: Announcer::default(),
             policies: Policies::default(),
             alerts: Alerts::new(),
+            paces: Paces::default(),
             timers: Timers::default(),
             behind: BTreeSet::new(),
             scratch: Vec::new(),

@@ -19,6 +19,7 @@ use crate::State;
 use crate::emit::Emit;
 use crate::leases::Lease;
 use crate::liveness::stale_ns;
+use crate::paces::scope::Slot;
 use crate::placement::candidate::Candidate;
 use crate::placement::select::{Choice, choose};
 use crate::placement::{self, distribute, shape};
@@ -182,7 +183,22 @@ impl State {
 
     fn place(&mut self, tenant: &TenantId, place: &Place, emit: &mut Emit<'_>) {
         emit.row(Row::Request(Box::new(request_row(tenant, place, emit.logged_at()))));
-        let (choice, picks) = self.choice(place);
+        let slot = self.pace_slot(tenant);
+        let (choice, picks) = match slot {
+            Slot::Now => {
+                self.pace_take(tenant);
+                self.choice(place)
+            }
+            // Here a request begins to wait for its slot, and takes it. Until requests can wait, it is refused and takes none.
+            Slot::At { live_ns } => {
+                let wait_ms = (live_ns - self.clock.live_ns) / NS_PER_MS;
+                let detail = format!("its next slot under the pace is in {wait_ms} ms, and requests cannot wait for it yet");
+                (self.pace_refuse(tenant, Reason::Paced, detail), Vec::new())
+            }
+            Slot::Refused { why, scope, retry_after_ms } => {
+                (self.pace_refuse(tenant, why.reason(), why.sentence(&scope, retry_after_ms)), Vec::new())
+            }
+        };
         let (decision_id, decision_seq) = emit.next_decision();
         let request_id = cut(&place.request_id, TEXT_BYTES_MAX).to_owned();
         let lease = (choice.outcome == Outcome::Placed).then(|| self.new_lease(tenant, &request_id, place, &picks, emit));

@@ -100,6 +100,7 @@ impl State {
                 Timer::Gap(host) => self.gap_deadline(host),
                 Timer::Alert(subject, rule) => self.alert_deadline(subject, rule),
                 Timer::Minute => Some(self.minute_deadline()),
+                Timer::Load => self.load_deadline(),
             };
             match deadline {
                 None => {}
@@ -124,6 +125,7 @@ impl State {
             Timer::Lease(fence) => self.expire(fence, emit),
             Timer::Alert(subject, rule) => self.alert_due(subject, rule, emit),
             Timer::Minute => self.alert_minute(emit),
+            Timer::Load => self.look_at_load(emit),
             Timer::Late(number) => {
                 self.close_late_due(number, emit);
                 self.wait_for_late(number);

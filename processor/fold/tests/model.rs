@@ -223,7 +223,8 @@ fn decision(data: &Payload) -> Option<(u64, String)> {
         | Payload::Rejected(_)
         | Payload::Gap(_)
         | Payload::Alert(_)
-        | Payload::Policy(_) => None,
+        | Payload::Policy(_)
+        | Payload::Pace(_) => None,
     }
 }
 

@@ -52,7 +52,7 @@ pub struct Choice {
 }
 
 impl Choice {
-    fn rejected(Refused { reason, detail }: Refused) -> Self {
+    pub(crate) fn rejected(Refused { reason, detail }: Refused) -> Self {
         Self {
             outcome: Outcome::Rejected,
             picks: Vec::new(),
