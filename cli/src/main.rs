@@ -58,7 +58,7 @@ enum Command {
     Verify(commands::tools::Options),
     /// Show what stands in the processor's store or a checkpoint, or what a record of the log says and made
     Inspect(commands::tools::Options),
-    /// Show and change what is in force: settings, alert rules, policies
+    /// Show and change what is in force: settings, alert rules, policies, paces
     Policy(commands::policy::Options),
     /// List what fires, follow it, or send it to a webhook
     Alerts(commands::alerts::Options),

@@ -111,7 +111,9 @@ impl Decision {
             | Payload::Rejected(_)
             | Payload::Gap(_)
             | Payload::Alert(_)
-            | Payload::Policy(_) => None,
+            | Payload::Policy(_)
+            | Payload::Preemption(_)
+            | Payload::Pace(_) => None,
         }
     }
 

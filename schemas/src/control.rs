@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::alert::Rule;
 use crate::id::{GpuUuid, HostId, LogEpoch, Position, TenantId};
 use crate::out::CloudEvent;
+use crate::pace::Pace;
 use crate::settings::Settings;
 
 /// One control record.
@@ -75,6 +76,20 @@ pub enum Control {
     Logic {
         /// Version of the logic.
         version: u32,
+    },
+    /// Set how fast placement requests may come, and when load pauses them; what held before is replaced.
+    Pace {
+        /// Whose requests; absent = those of the whole cell.
+        #[serde(default)]
+        tenant: Option<TenantId>,
+        /// The limits.
+        pace: Pace,
+    },
+    /// End the pace of a tenant or of the cell.
+    EndPace {
+        /// Whose; absent = the cell's.
+        #[serde(default)]
+        tenant: Option<TenantId>,
     },
 }
 

@@ -9,6 +9,7 @@ use crate::alert::{Limit, Scope, Severity, Signal};
 use crate::candidates::Candidates;
 use crate::ctl::Class;
 use crate::id::{CellId, DeviceKey, GpuUuid, HostId, Position, Slot, TenantId};
+use crate::pace::Pace;
 use crate::policy::{Policy, SetBy};
 use crate::reason::Reason;
 use crate::subject::OutSubject;
@@ -65,6 +66,8 @@ pub enum Payload {
     Policy(Box<PolicyChanged>),
     /// `plimsoll.preemption.proposed.v1`
     Preemption(Box<PreemptionProposed>),
+    /// `plimsoll.pace.changed.v1`
+    Pace(Box<PaceChanged>),
 }
 
 impl Payload {
@@ -81,6 +84,7 @@ impl Payload {
             Self::Alert(_) => "plimsoll.alert.changed.v1",
             Self::Policy(_) => "plimsoll.policy.changed.v1",
             Self::Preemption(_) => "plimsoll.preemption.proposed.v1",
+            Self::Pace(_) => "plimsoll.pace.changed.v1",
         }
     }
 
@@ -96,6 +100,7 @@ impl Payload {
             Self::Alert(a) => format!("alert/{}", a.dedup_key),
             Self::Policy(p) => format!("policy/{}/{}", p.policy.kind(), p.name),
             Self::Preemption(p) => format!("request/{}", p.request_id),
+            Self::Pace(p) => format!("pace/{}", p.scope),
         }
     }
 }
@@ -662,4 +667,61 @@ pub struct PolicyChanged {
     pub in_force: bool,
     /// Whose word that is.
     pub set_by: SetBy,
+}
+
+/// Whether load keeps placements from happening.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PaceState {
+    /// It does.
+    Paused,
+    /// It no longer does.
+    Resumed,
+}
+
+/// Placements of a cell or tenant pause because of load, or go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PaceChanged {
+    /// Whose: `cell` or `tenant/<id>`, as `policies` names it.
+    pub scope: String,
+    /// Whether placements pause now.
+    pub state: PaceState,
+    /// What moved it: `load_high`, `load_low`, `pace_changed` or `pace_ended`.
+    pub cause: String,
+    /// Mean utilisation of the GPUs counted, basis points; absent = not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub util_bp: Option<u32>,
+    /// Mean share of their memory in use, basis points; absent = not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bp: Option<u32>,
+    /// GPUs counted: those with a fresh window, for a tenant without its own.
+    pub gpus: u32,
+    /// When the load is next looked at, and so the earliest end of a pause, if the log goes on without a break; RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub until: Option<String>,
+    /// The limits that moved it.
+    pub pace: Pace,
+    /// Requests since the pace came into force.
+    pub counts: PaceCounts,
+}
+
+/// What became of the requests under a pace. Offered is their sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct PaceCounts {
+    /// Had a slot.
+    pub admitted: u64,
+    /// Came too early, or during a pause.
+    pub refused: u64,
+    /// Were withdrawn while they waited.
+    pub cancelled: u64,
+    /// Wait for their slot.
+    pub waiting: u64,
+}
+
+impl PaceCounts {
+    /// Requests that came.
+    pub const fn offered(&self) -> u64 {
+        self.admitted + self.refused + self.cancelled + self.waiting
+    }
 }

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::alert::Rule;
+use crate::pace::Pace;
 use crate::settings::Thresholds;
 
 /// What is in force under a name.
@@ -24,6 +25,8 @@ pub enum Policy {
     Cordon(Cordoned),
     /// What a tenant may hold. Name: the tenant.
     Quota(Quota),
+    /// How fast placement requests may come, and when load pauses them. Name: `cell` or `tenant/…`.
+    Pace(Pace),
 }
 
 /// What a tenant may hold.
@@ -56,6 +59,7 @@ impl Policy {
             Self::Enrolment => "enrolment",
             Self::Cordon(_) => "cordon",
             Self::Quota(_) => Self::QUOTA,
+            Self::Pace(_) => "pace",
         }
     }
 
@@ -66,6 +70,7 @@ impl Policy {
             Self::AlertRule(rule) => serde_json::to_string(rule),
             Self::Cordon(cordoned) => serde_json::to_string(cordoned),
             Self::Quota(quota) => serde_json::to_string(quota),
+            Self::Pace(pace) => serde_json::to_string(pace),
             Self::Placement | Self::Logic | Self::Enrolment => Ok("{}".to_owned()),
         };
         text.expect("plain structs always serialise")

@@ -212,6 +212,12 @@ reasons! {
     UnknownPolicy = 80, "unknown_policy";
     /// A rule or policy that cannot work.
     InvalidPolicy = 81, "invalid_policy";
+
+    // Pace.
+    /// It comes sooner after the one before than the pace allows.
+    Paced = 100, "paced";
+    /// Load has paused placements.
+    Paused = 101, "paused";
 }
 
 impl std::fmt::Display for Reason {

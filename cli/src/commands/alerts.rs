@@ -122,7 +122,9 @@ fn print(event: &CloudEvent, bytes: &[u8], format: Format) -> Result<(), Error> 
             | Payload::Host(_)
             | Payload::Rejected(_)
             | Payload::Gap(_)
-            | Payload::Policy(_),
+            | Payload::Policy(_)
+            | Payload::Preemption(_)
+            | Payload::Pace(_),
             Format::Table | Format::Csv,
         ) => return Ok(()),
     };

@@ -85,7 +85,9 @@ fn row(event: &CloudEvent, format: Format) -> Option<String> {
         | Payload::Rejected(_)
         | Payload::Gap(_)
         | Payload::Alert(_)
-        | Payload::Policy(_) => return None,
+        | Payload::Policy(_)
+        | Payload::Preemption(_)
+        | Payload::Pace(_) => return None,
     };
     let sequence = sequence.to_string();
     Some(match format {

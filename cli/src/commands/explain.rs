@@ -125,15 +125,15 @@ fn distributed(split: &Distributed) -> String {
 fn taken(gpu: &Assignment) -> String {
     let share = if gpu.milli == WHOLE_MILLI { "all of".to_owned() } else { format!("{} thousandths of", gpu.milli) };
     let gib = gpu.vram_bytes as f64 / f64::from(1 << 30);
-    format!("{share} GPU {} of {} with {gib:.1} GiB (score {})", gpu.slot.0, gpu.host, score(gpu.score_micro))
+    format!("{share} GPU {} of {} with {gib:.1} GiB (score {})", gpu.slot.0, gpu.host, score(i64::from(gpu.score_micro)))
 }
 
 fn hosts(count: u32) -> String {
     if count == 1 { "1 host was".to_owned() } else { format!("{count} hosts were") }
 }
 
-fn score(micro: u32) -> String {
-    format!("{:.3}", f64::from(micro) / 1e6)
+fn score(micro: i64) -> String {
+    format!("{:.3}", micro as f64 / 1e6)
 }
 
 /// A detail as a sentence of its own.

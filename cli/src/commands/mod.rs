@@ -7,6 +7,7 @@ pub mod control;
 pub mod decisions;
 pub mod explain;
 pub mod leases;
+pub mod pace;
 pub mod place;
 pub mod policy;
 pub mod release;

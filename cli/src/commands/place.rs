@@ -102,7 +102,9 @@ pub async fn ask(broker: &Broker, tenant: &TenantId, place: Place, since: Since,
                 | Payload::Rejected(_)
                 | Payload::Gap(_)
                 | Payload::Alert(_)
-                | Payload::Policy(_) => {}
+                | Payload::Policy(_)
+                | Payload::Preemption(_)
+                | Payload::Pace(_) => {}
             }
         }
     }

@@ -9,6 +9,7 @@ use plimsoll_schemas::control::Control;
 use plimsoll_schemas::settings::Settings;
 use plimsoll_schemas::time::parse_rfc3339_ns;
 
+use crate::commands::pace;
 use crate::error::Error;
 use crate::visible::{Wait, publish};
 use crate::{endpoint, output, postgres};
@@ -32,6 +33,8 @@ enum What {
     Rule(FromFile),
     /// Remove an alert rule; what it has firing is resolved
     RemoveRule(Named),
+    /// Set how fast placement requests may come, and when load pauses them
+    Pace(pace::Options),
 }
 
 #[derive(Debug, Args)]
@@ -57,6 +60,7 @@ enum Kind {
     Logic,
     Enrolment,
     Cordon,
+    Pace,
 }
 
 #[derive(Debug, Args)]
@@ -96,6 +100,7 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
         What::Set(set) => publish(&endpoint, set.wait, &Control::Settings(settings(&set.changes)?)).await,
         What::Rule(from) => publish(&endpoint, from.wait, &Control::AlertRule(rule(&from.file)?)).await,
         What::RemoveRule(named) => publish(&endpoint, named.wait, &Control::RemoveAlertRule { name: named.name }).await,
+        What::Pace(options) => pace::run(options, &endpoint).await,
     }
 }
 

@@ -10,6 +10,7 @@ use crate::State;
 use crate::clock::floor;
 use crate::emit::Emit;
 use crate::host_window::DeviceMinute;
+use crate::paces::load::DeviceLoad;
 use crate::registry::{Device, Host, Use};
 use crate::window::{PANE_NS, Pane, expected};
 
@@ -93,6 +94,9 @@ impl State {
         pane.expected = expected(start_ms.max(facts.registered_at.millis()).min(end_ms), end_ms, interval_ms);
         pane.state.allocated_idle_ms = pane.state.allocated_idle_ms.min(pane.state.allocated_ms);
         self.forget_pane(number, Tier::TenSeconds, &pane);
+        let device = self.registry.device_mut(number);
+        device.pulse.load = Some(DeviceLoad::of(&pane, &device.facts));
+        device.pulse_dirty = true;
         let minute_ns = floor(pane.start_ns, Tier::Minute.seconds() * NS_PER_S);
         self.registry.device_mut(number).minute.get_or_insert_with(|| Pane::new(minute_ns)).merge(&pane);
         self.alert_window(number, &pane, emit);

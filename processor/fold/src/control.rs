@@ -68,6 +68,8 @@ impl State {
             Control::RemoveAlertRule { name } => self.remove_alert_rule(name, emit),
             Control::Logic { version } => self.logic(*version, emit),
             Control::Quota { tenant, gpu_milli_max } => self.quota(tenant, *gpu_milli_max, emit),
+            Control::Pace { tenant, pace } => self.set_pace(tenant.as_ref(), pace, emit),
+            Control::EndPace { tenant } => self.end_pace(tenant.as_ref(), emit),
         }
     }
 

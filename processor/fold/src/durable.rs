@@ -12,9 +12,11 @@
 //! | waiting | priority 4 (negated), number 8 | request that waits |
 //! | policies | `<kind>/<name>` | what is in force |
 //! | alerts | subject 5, rule 4; or `rules`, `counted` | a watched rule; one struct each |
+//! | paces | `cell` or `tenant/<id>` | a pace and where it stands |
 
 use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::id::CellId;
+use plimsoll_schemas::pace::{parse_scope, scope_name};
 use plimsoll_schemas::row::Tier;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -71,6 +73,8 @@ pub enum StateTable {
     Policies = 20,
     /// Alert rules and where they stand.
     Alerts = 21,
+    /// Paces and where they stand.
+    Paces = 22,
 }
 
 impl StateTable {
@@ -86,6 +90,7 @@ impl StateTable {
         Self::Waiting,
         Self::Policies,
         Self::Alerts,
+        Self::Paces,
     ];
 
     /// The name of its column family.
@@ -101,6 +106,7 @@ impl StateTable {
             Self::Waiting => "waiting",
             Self::Policies => "policies",
             Self::Alerts => "alerts",
+            Self::Paces => "paces",
         }
     }
 }
@@ -246,6 +252,9 @@ impl State {
         for (subject, rule) in std::mem::take(&mut self.alerts.dirty) {
             writer.put_or_delete(StateTable::Alerts, watched_key(subject, rule), self.alerts.watched.get(&(subject, rule)));
         }
+        for tenant in std::mem::take(&mut self.paces.dirty) {
+            writer.put_or_delete(StateTable::Paces, scope_name(tenant.as_ref()).into_bytes(), self.paces.by_tenant.get(&tenant));
+        }
     }
 
     fn take_hosts(&mut self, writer: &mut Writer) {
@@ -371,6 +380,7 @@ impl State {
             }
         }
         self.timers.set(self.minute_deadline(), Timer::Minute);
+        self.wait_for_load();
         let watched: Vec<_> = self.alerts.watched.keys().copied().collect();
         for (subject, rule) in watched {
             if let Some(at_ns) = self.alert_deadline(subject, rule) {
@@ -431,6 +441,10 @@ impl State {
                 self.policies.by_key.insert(key, entry.value()?);
             }
             StateTable::Alerts => self.load_alerts(entry)?,
+            StateTable::Paces => {
+                let tenant = std::str::from_utf8(&entry.key).ok().and_then(parse_scope).ok_or_else(|| entry.error("unknown key"))?;
+                self.paces.by_tenant.insert(tenant, entry.value()?);
+            }
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use plimsoll_schemas::time::NS_PER_MS;
 
 use crate::emit::Emit;
 use crate::leases::{Held, Lease, Share, by_gpu};
+use crate::paces::scope::Left;
 use crate::{Effects, State};
 
 /// The state is not the one that the new epoch begins with.
@@ -65,7 +66,13 @@ impl State {
                 0
             }
             // Their causes will be seen again, or are gone for good.
-            Payload::Device(_) | Payload::Host(_) | Payload::Rejected(_) | Payload::Gap(_) | Payload::Policy(_) | Payload::Alert(_) => 0,
+            Payload::Device(_)
+            | Payload::Host(_)
+            | Payload::Rejected(_)
+            | Payload::Gap(_)
+            | Payload::Policy(_)
+            | Payload::Alert(_)
+            | Payload::Pace(_) => 0,
             // It binds nobody.
             Payload::Preemption(_) => 0,
         }
@@ -83,7 +90,7 @@ impl State {
         if decided.outcome != Outcome::Deferred {
             self.remember_request(&decided.tenant, &decided.request_id);
             let number = self.requests.number_of(&decided.tenant, &decided.request_id);
-            number.and_then(|number| self.queue.turn_of(number)).map(|turn| self.leave(turn));
+            number.and_then(|number| self.queue.turn_of(number)).map(|turn| self.leave(turn, Left::Admitted));
         }
         emit.row(Row::Decision(Box::new(DecisionRow {
             decision_id: decided.decision_id.clone(),

@@ -28,6 +28,7 @@ mod host_window;
 mod episodes;
 pub mod control;
 pub mod pace;
+mod paces;
 mod policies;
 mod alerts;
 pub mod placement;
@@ -59,6 +60,7 @@ use crate::emit::Chain;
 use crate::gaps::Turn;
 use crate::host_window::DeviceMinute;
 use crate::leases::Leases;
+use crate::paces::Paces;
 use crate::placement::policy::catalogue::Name;
 use crate::placement::policy::mix::Mix;
 use crate::policies::Policies;
@@ -140,6 +142,7 @@ pub struct State {
     announcer: Announcer,
     policies: Policies,
     alerts: Alerts,
+    paces: Paces,
     timers: Timers,
     /// Hosts by the end of their last closed window.
     behind: BTreeSet<(i64, u32)>,
@@ -216,6 +219,7 @@ impl State {
             announcer: Announcer::default(),
             policies: Policies::default(),
             alerts: Alerts::new(),
+            paces: Paces::default(),
             timers: Timers::default(),
             behind: BTreeSet::new(),
             scratch: Vec::new(),

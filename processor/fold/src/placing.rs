@@ -15,6 +15,7 @@ use crate::State;
 use crate::emit::Emit;
 use crate::leases::{Held, Lease, by_gpu};
 use crate::liveness::stale_ns;
+use crate::paces::scope::Slot;
 use crate::placement::ask::{self, Ask};
 use crate::placement::candidate::Candidate;
 use crate::placement::cell::Host;
@@ -23,6 +24,7 @@ use crate::placement::policy::host::CLASSES;
 use crate::placement::select::{Choice, Chooser, choose};
 use crate::placement::{Refused, Settings};
 use crate::registry::{Device, NO_DEVICE, Silence};
+use crate::waiting::{Delay, queue_is_full};
 
 /// The policy of a cell for which nobody has chosen one.
 pub(crate) const DEFAULT: Name = Name::Hybrid;
@@ -51,20 +53,44 @@ impl State {
     /// Decides a request that is asked for the first time.
     pub(crate) fn place(&mut self, tenant: &TenantId, place: &Place, number: u64, emit: &mut Emit<'_>) {
         emit.row(Row::Request(Box::new(request_row(tenant, place, emit.logged_at()))));
-        if let Ok(ask) = Ask::new(place) {
-            ask.asked().for_each(|asked| self.mix.note(asked));
-            self.mix_dirty = true;
+        match Ask::new(place) {
+            Ok(ask) => ask.asked().for_each(|asked| self.mix.note(asked)),
+            Err(Refused { reason, detail }) => return self.conclude(tenant, place, Choice::rejected(reason, detail), Attempt::FIRST, emit),
         }
+        self.mix_dirty = true;
+        match self.pace_slot(tenant) {
+            Slot::Now => {
+                self.pace_take(tenant);
+                self.place_now(tenant, place, number, emit);
+            }
+            Slot::At { live_ns } if !self.queue.is_full(tenant) => {
+                self.pace_take(tenant);
+                let delay_ms = (live_ns - self.clock.live_ns).div_euclid(NS_PER_MS) + 1;
+                let choice = Choice::rejected(Reason::Paced, format!("its slot under the pace is in {delay_ms} ms"));
+                self.wait(tenant, place, number, Delay { ms: delay_ms, paced: true }, choice, emit);
+            }
+            Slot::At { .. } => {
+                let choice = self.pace_refuse(tenant, Reason::LimitReached, queue_is_full());
+                self.conclude(tenant, place, choice, Attempt::FIRST, emit);
+            }
+            Slot::Refused { why, scope, retry_after_ms } => {
+                let choice = self.pace_refuse(tenant, why.reason(), why.sentence(&scope, retry_after_ms));
+                self.conclude(tenant, place, choice, Attempt::FIRST, emit);
+            }
+        }
+    }
+
+    /// Decides a request that may go now, unless it says that it is not to go yet.
+    fn place_now(&mut self, tenant: &TenantId, place: &Place, number: u64, emit: &mut Emit<'_>) {
         let now = EventTime(emit.logged_at().0);
         let later = place.not_before.filter(|&at| at > now);
-        let wait_ms = later.map_or(0, |at| at.ms_since(now) + 1);
         let choice = match later {
             Some(at) => Choice::rejected(Reason::NotYet, format!("not to be placed before {}", at.rfc3339())),
             None => self.choice(tenant, place, &self.assume(place, None)),
         };
-        let waits = choice.reason.is_some_and(can_pass) && (place.max_wait_ms.is_some() || later.is_some());
-        if waits {
-            return self.wait(tenant, place, number, wait_ms, choice, emit);
+        if choice.reason.is_some_and(can_pass) && (place.max_wait_ms.is_some() || later.is_some()) {
+            let ms = later.map_or(0, |at| at.ms_since(now) + 1);
+            return self.wait(tenant, place, number, Delay { ms, paced: false }, choice, emit);
         }
         self.propose_preemption(tenant, place, &choice, emit);
         self.conclude(tenant, place, choice, Attempt::FIRST, emit);
@@ -384,7 +410,9 @@ impl State {
 
     /// Where a request finds no room and leases of lower priority may be ended for it: says which. Nothing is ended by it.
     pub(crate) fn propose_preemption(&self, tenant: &TenantId, place: &Place, choice: &Choice, emit: &mut Emit<'_>) {
-        if choice.outcome == Outcome::Placed || !choice.reason.is_some_and(|reason| can_pass(reason) && reason != Reason::NotYet) {
+        if choice.outcome == Outcome::Placed
+            || !choice.reason.is_some_and(|reason| can_pass(reason) && ![Reason::NotYet, Reason::Paced].contains(&reason))
+        {
             return;
         }
         let may_end = |lease: &&Lease| lease.preemptible && lease.priority < place.priority && lease.state == LeaseState::Active;

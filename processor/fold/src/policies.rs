@@ -68,7 +68,13 @@ impl Policies {
     pub fn quota(&self, tenant: &TenantId) -> Option<u64> {
         match &self.by_key.get(&key(Policy::QUOTA, tenant.as_str()))?.policy {
             Policy::Quota(quota) => Some(quota.gpu_milli_max),
-            Policy::Settings(_) | Policy::Placement | Policy::AlertRule(_) | Policy::Logic | Policy::Enrolment | Policy::Cordon(_) => None,
+            Policy::Settings(_)
+            | Policy::Placement
+            | Policy::AlertRule(_)
+            | Policy::Logic
+            | Policy::Enrolment
+            | Policy::Cordon(_)
+            | Policy::Pace(_) => None,
         }
     }
 

@@ -16,6 +16,7 @@ use crate::check::Limits;
 use crate::episodes::{Sessions, Unwell};
 use crate::faults::Faults;
 use crate::host_window::Tally;
+use crate::paces::load::DeviceLoad;
 use crate::placement::reputation::Reputation;
 use crate::ranges::HostRanges;
 use crate::refuse::Limiter;
@@ -204,6 +205,8 @@ pub(crate) struct Pulse {
     pub credited_ms: i64,
     /// Episodes that follow samples.
     pub sessions: Sessions,
+    /// How busy it was in its newest closed window.
+    pub load: Option<DeviceLoad>,
 }
 
 /// A sample of the recent ring.

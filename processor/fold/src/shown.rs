@@ -15,6 +15,7 @@ use crate::alerts::signal::Counted;
 use crate::clock::Clock;
 use crate::durable::{Entry, RestoreError, StateTable};
 use crate::leases::Lease;
+use crate::paces::scope::Scope;
 use crate::placement::policy::mix::Mix;
 use crate::policies::InForce;
 use crate::ranges::Ranges;
@@ -77,6 +78,7 @@ pub fn show(entry: &Entry) -> Result<Shown, RestoreError> {
             }
             _ => return Err(entry.error("unknown key")),
         },
+        StateTable::Paces => (String::from_utf8_lossy(&entry.key).into_owned(), json::<Scope>(entry)?),
     };
     Ok(Shown { key, value })
 }

@@ -104,6 +104,7 @@ impl State {
                 Timer::Gap(host) => self.gap_deadline(host),
                 Timer::Alert(subject, rule) => self.alert_deadline(subject, rule),
                 Timer::Minute => Some(self.minute_deadline()),
+                Timer::Load => self.load_deadline(),
             };
             match deadline {
                 None => {}
@@ -129,6 +130,7 @@ impl State {
             Timer::Waiting(number) => self.waited_enough(number, emit),
             Timer::Alert(subject, rule) => self.alert_due(subject, rule, emit),
             Timer::Minute => self.alert_minute(emit),
+            Timer::Load => self.look_at_load(emit),
             Timer::Late(number) => {
                 self.close_late_due(number, emit);
                 self.wait_for_late(number);

@@ -25,6 +25,8 @@ pub(crate) enum Timer {
     Alert(Subject, u32),
     /// The cell's signals get a value.
     Minute,
+    /// The load is looked at, for the paces that it may pause.
+    Load,
 }
 
 /// All that waits, by (live clock in ns, what).

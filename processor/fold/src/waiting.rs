@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::State;
 use crate::control::ns;
 use crate::emit::Emit;
+use crate::paces::scope::Left;
 use crate::placement::select::Choice;
 use crate::placing::{Assume, Attempt};
 use crate::timers::Timer;
@@ -44,6 +45,22 @@ pub(crate) struct Waiting {
     pub until_ns: i64,
     /// How often it was tried.
     pub attempts: u32,
+    /// Whether it waits for its slot under a pace, and counts there as one that waits.
+    pub paced: bool,
+}
+
+/// How long a request waits before it is tried for the first time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Delay {
+    /// Milliseconds of live clock.
+    pub ms: i64,
+    /// Whether a pace wants it.
+    pub paced: bool,
+}
+
+/// A sentence about too many that wait.
+pub(crate) fn queue_is_full() -> String {
+    format!("too many requests wait: at most {WAITING_MAX} in a cell and {WAITING_PER_TENANT_MAX} of a tenant")
 }
 
 impl Waiting {
@@ -102,7 +119,8 @@ impl Queue {
         self.by_turn.insert(turn, waiting);
     }
 
-    fn is_full(&self, tenant: &TenantId) -> bool {
+    /// Whether no more requests of a tenant can wait.
+    pub fn is_full(&self, tenant: &TenantId) -> bool {
         self.by_turn.len() >= WAITING_MAX || self.by_turn.values().filter(|waiting| waiting.tenant == *tenant).count() >= WAITING_PER_TENANT_MAX
     }
 }
@@ -116,13 +134,12 @@ impl State {
     }
 
     /// Lets a request wait that cannot be placed now; refuses it where too many wait already.
-    pub(crate) fn wait(&mut self, tenant: &TenantId, place: &Place, number: u64, delay_ms: i64, choice: Choice, emit: &mut Emit<'_>) {
+    pub(crate) fn wait(&mut self, tenant: &TenantId, place: &Place, number: u64, delay: Delay, choice: Choice, emit: &mut Emit<'_>) {
         if self.queue.is_full(tenant) {
-            let detail = format!("too many requests wait: at most {WAITING_MAX} in a cell and {WAITING_PER_TENANT_MAX} of a tenant");
-            return self.conclude(tenant, place, Choice::rejected(Reason::LimitReached, detail), Attempt::FIRST, emit);
+            return self.conclude(tenant, place, Choice::rejected(Reason::LimitReached, queue_is_full()), Attempt::FIRST, emit);
         }
         let live_ns = self.clock.live_ns;
-        let from_ns = live_ns.saturating_add(delay_ms.saturating_mul(NS_PER_MS));
+        let from_ns = live_ns.saturating_add(delay.ms.saturating_mul(NS_PER_MS));
         let waiting = Waiting {
             tenant: tenant.clone(),
             place: place.clone(),
@@ -130,13 +147,14 @@ impl State {
             from_ns,
             until_ns: from_ns.saturating_add(ns(place.max_wait_ms.unwrap_or(0))),
             attempts: 1,
+            paced: delay.paced,
         };
         let turn = turn(place.priority, number);
         self.timers.set(waiting.until_ns + 1, Timer::Waiting(number));
         self.queue.insert(turn, waiting);
         self.queue.dirty.insert(turn);
         self.propose_preemption(tenant, place, &choice, emit);
-        let earliest = if choice.reason == Some(Reason::NotYet) { None } else { self.earliest(tenant, place) };
+        let earliest = if delay.ms > 0 { None } else { self.earliest(tenant, place) };
         let earliest_at = earliest.map(|(at_ns, _)| emit.logged_at().plus_ms((at_ns - live_ns) / NS_PER_MS));
         let choice = Choice { outcome: Outcome::Deferred, ..choice };
         self.say_decision(tenant, place, choice, None, Attempt::FIRST, earliest_at, emit);
@@ -163,6 +181,9 @@ impl State {
     }
 
     fn try_again(&mut self, turn: Turn, emit: &mut Emit<'_>) {
+        if self.is_held_up(turn) {
+            return;
+        }
         let Some(waiting) = self.queue.by_turn.get_mut(&turn) else { return };
         let attempt = waiting.attempt(self.clock.live_ns);
         waiting.attempts = attempt.number;
@@ -170,20 +191,38 @@ impl State {
         let Waiting { tenant, place, .. } = self.queue.by_turn[&turn].clone();
         let choice = self.choice(&tenant, &place, &self.assume(&place, Some(turn.1)));
         if choice.outcome == Outcome::Placed {
-            self.leave(turn);
+            self.leave(turn, Left::Admitted);
             self.conclude(&tenant, &place, choice, attempt, emit);
         }
+    }
+
+    /// Whether load pauses the pace under which a request waits: then its time comes when the pause ends.
+    fn is_held_up(&mut self, turn: Turn) -> bool {
+        let Some(waiting) = self.queue.by_turn.get(&turn).filter(|waiting| waiting.paced) else { return false };
+        let Some(paused_ns) = self.pace_paused_until(&waiting.tenant) else { return false };
+        let held_ns = (paused_ns + 1 - waiting.from_ns).max(NS_PER_S);
+        if let Some(waiting) = self.queue.by_turn.get_mut(&turn) {
+            (waiting.from_ns, waiting.until_ns) = (waiting.from_ns.saturating_add(held_ns), waiting.until_ns.saturating_add(held_ns));
+            self.queue.dirty.insert(turn);
+            self.timers.set(waiting.until_ns + 1, Timer::Waiting(turn.1));
+        }
+        true
     }
 
     /// A request has waited as long as it said it would.
     pub(crate) fn waited_enough(&mut self, number: u64, emit: &mut Emit<'_>) {
         let Some(turn) = self.queue.turn_of(number) else { return };
-        let Some(waiting) = self.leave(turn) else { return };
+        if self.is_held_up(turn) {
+            return;
+        }
+        let Some(waiting) = self.leave(turn, Left::Admitted) else { return };
         let attempt = waiting.attempt(self.clock.live_ns);
         // Once more: its time may have come with its end.
         let choice = self.choice(&waiting.tenant, &waiting.place, &self.assume(&waiting.place, Some(number)));
         let choice = match (choice.outcome, choice.reason, &choice.detail) {
             (Outcome::Placed, ..) => choice,
+            // It never said that it would wait for room.
+            _ if waiting.place.max_wait_ms.is_none() => choice,
             (_, reason, detail) => {
                 let last = reason.map_or("", Reason::code);
                 let detail = format!("waited {} ms; last: {last}: {}", attempt.waited_ms, detail.as_deref().unwrap_or_default());
@@ -201,7 +240,7 @@ impl State {
     /// Withdraws a request that waits.
     pub(crate) fn cancel(&mut self, tenant: &TenantId, cancel: &Cancel, emit: &mut Emit<'_>) {
         let number = self.requests.number_of(tenant, &cancel.cancels);
-        let Some(waiting) = number.and_then(|number| self.queue.turn_of(number)).and_then(|turn| self.leave(turn)) else {
+        let Some(waiting) = number.and_then(|number| self.queue.turn_of(number)).and_then(|turn| self.leave(turn, Left::Cancelled)) else {
             return self.refuse_request(tenant, Reason::UnknownRequest, &cancel.cancels, emit);
         };
         let choice = Choice { outcome: Outcome::Cancelled, ..Choice::rejected(Reason::Cancelled, format!("withdrawn by {}", cancel.request_id)) };
@@ -209,8 +248,11 @@ impl State {
     }
 
     /// Takes a request out of the queue, and what is kept for it with it.
-    pub(crate) fn leave(&mut self, turn: Turn) -> Option<Waiting> {
+    pub(crate) fn leave(&mut self, turn: Turn, left: Left) -> Option<Waiting> {
         let waiting = self.queue.by_turn.remove(&turn)?;
+        if waiting.paced {
+            self.pace_leave(&waiting.tenant, left);
+        }
         self.queue.turns.remove(&turn.1);
         self.queue.dirty.insert(turn);
         self.queue.order.kept.take_if(|kept| kept.request == turn.1);

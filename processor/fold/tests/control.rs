@@ -6,6 +6,7 @@ use plimsoll_fold::{Effects, LOGIC};
 use plimsoll_schemas::alert::{Limit, Rule, Severity, Signal};
 use plimsoll_schemas::control::{Control, Cordon};
 use plimsoll_schemas::out::{DeviceState, LeaseState, Payload};
+use plimsoll_schemas::pace::{Pace, Preset};
 use plimsoll_schemas::policy::SetBy;
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Renew, Request};
@@ -13,7 +14,7 @@ use plimsoll_schemas::row::{PolicyRow, Row, Table};
 use plimsoll_schemas::settings::Settings;
 use plimsoll_schemas::time::{LogTime, NS_PER_S};
 use support::fleet::Fleet;
-use support::{gpu, host_id, uuid};
+use support::{gpu, host_id, tenant, uuid};
 
 fn rule(name: &str) -> Rule {
     let limit = Limit::Above(60);
@@ -92,6 +93,15 @@ fn a_control_record_that_cannot_be_carried_out_is_refused_by_name_and_changes_no
     check(Control::AlertRule(Rule { clear: Some(61), ..rule("busy") }), Reason::InvalidPolicy, "fires above 60 but clears at 61");
     check(Control::AlertRule(rule("Busy!")), Reason::InvalidPolicy, "is not 1 to 64 of a-z 0-9 _");
     check(Control::RemoveAlertRule { name: "nobody".to_owned() }, Reason::UnknownPolicy, "no alert rule \"nobody\"");
+    let pace = |tenant, change: &dyn Fn(&mut Pace)| {
+        let mut pace = Preset::Default.pace();
+        change(&mut pace);
+        Control::Pace { tenant, pace }
+    };
+    check(pace(None, &|p| p.max_vram_bp = 0), Reason::InvalidPolicy, "max_vram_bp is 0, expected 1 to 10000");
+    check(pace(Some(tenant(0)), &|p| p.pause_ms = 1), Reason::InvalidPolicy, "pause_ms is 1, expected 1000 to 86400000");
+    check(Control::EndPace { tenant: None }, Reason::UnknownPolicy, "no pace of cell");
+    check(Control::EndPace { tenant: Some(tenant(0)) }, Reason::UnknownPolicy, "no pace of tenant/tenant-0");
     check(Control::Cordon(Cordon::Host(host_id(9))), Reason::DeviceNotRegistered, "no host host-9");
     check(Control::Uncordon(Cordon::Gpu(uuid(9, 9))), Reason::DeviceNotRegistered, "no gpu GPU-9-9");
     check(Control::Drain { what: Cordon::Host(host_id(0)), grace_ms: Some(u64::MAX) }, Reason::OutOfRange, "at most 2592000000");

@@ -224,7 +224,8 @@ fn decision(data: &Payload) -> Option<(u64, String)> {
         | Payload::Gap(_)
         | Payload::Alert(_)
         | Payload::Policy(_)
-        | Payload::Preemption(_) => None,
+        | Payload::Preemption(_)
+        | Payload::Pace(_) => None,
     }
 }
 

@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use plimsoll_fold::durable::{Entry, FORMAT, StateTable};
 use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::control::{Control, NewEpoch};
-use plimsoll_schemas::id::{LogEpoch, Position};
+use plimsoll_schemas::id::{LogEpoch, Position, TenantId};
+use plimsoll_schemas::pace::{Mode, Pace, Preset};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::row::{PlacedRow, Row};
 use plimsoll_schemas::settings::Settings;
-use support::{Log, Plan, Rng, START_S, cell, frame, gpu, inventory, scenario};
+use support::{Log, Plan, Rng, START_S, cell, frame, gpu, inventory, scenario, tenant};
 
 type Store = BTreeMap<(StateTable, Vec<u8>), Vec<u8>>;
 
@@ -103,20 +104,42 @@ fn a_log_that_is_replaced_before_anything_was_folded_begins_like_the_first_one()
     assert_eq!(policies, 1, "what holds by default is said once");
 }
 
-/// The records with an operator among them who changes settings all the time.
-fn with_changing_settings(records: Vec<Record>, seed: u64) -> Vec<Record> {
+/// The records with an operator among them who changes settings and paces all the time.
+fn with_changes(records: Vec<Record>, seed: u64) -> Vec<Record> {
     let mut rng = Rng::new(seed ^ 0x005e_7715);
     let mut changed = Vec::new();
     for record in records {
-        if rng.below(300) == 0 {
-            changed.push(Record { body: Body::Control(Box::new(Control::Settings(any_settings(&mut rng)))), ..record.clone() });
-        }
+        let control = match rng.below(600) {
+            0 | 1 => Some(Control::Settings(any_settings(&mut rng))),
+            2 => Some(Control::Pace { tenant: any_scope(&mut rng), pace: any_pace(&mut rng) }),
+            3 if rng.chance(30) => Some(Control::EndPace { tenant: any_scope(&mut rng) }),
+            _ => None,
+        };
+        changed.extend(control.map(|control| Record { body: Body::Control(Box::new(control)), ..record.clone() }));
         changed.push(record);
     }
     for (sequence, record) in (1..).zip(&mut changed) {
         record.position.sequence = sequence;
     }
     changed
+}
+
+/// The cell, or a tenant.
+fn any_scope(rng: &mut Rng) -> Option<TenantId> {
+    rng.chance(60).then(|| tenant(rng.below(2)))
+}
+
+/// A pace that a busy hour of two GPUs passes now and then.
+fn any_pace(rng: &mut Rng) -> Pace {
+    Pace {
+        mode: if rng.chance(50) { Mode::Refuse } else { Mode::Queue },
+        min_request_interval_ms: rng.below(30_000) as u32,
+        util_high_bp: 1_500 + rng.below(6_000) as u32,
+        check_ms: 1_000 * (1 + rng.below(20) as u32),
+        checks: 1 + rng.below(2) as u32,
+        pause_ms: 1_000 * (1 + rng.below(60) as u32),
+        ..Preset::Default.pace()
+    }
 }
 
 /// Some settings that agree: those on which deadlines depend, and those of episodes.
@@ -141,10 +164,11 @@ fn any_settings(rng: &mut Rng) -> Settings {
 }
 
 #[test]
-fn settings_that_change_all_the_time_hold_the_same_after_a_restart() {
+fn settings_and_paces_that_change_all_the_time_hold_the_same_after_a_restart() {
+    let mut paused = 0;
     for seed in 210..=217 {
         let plan = Plan { hosts: 3, gpus: 2, seconds: 1_500, stalls: true, tenants: true, churn: true };
-        let records = with_changing_settings(scenario(seed, plan), seed);
+        let records = with_changes(scenario(seed, plan), seed);
         let (mut whole, mut effects) = (State::new(cell()), Effects::default());
         records.iter().for_each(|record| whole.step(record, &mut effects));
         let refused = |row: &&PlacedRow| if let Row::Rejected(rejected) = &row.row { rejected.reason == Reason::OutOfRange } else { false };
@@ -157,7 +181,9 @@ fn settings_that_change_all_the_time_hold_the_same_after_a_restart() {
         assert_eq!(effects.outputs, crashed.outputs, "seed {seed}");
         assert_eq!(effects.repairs, crashed.repairs, "seed {seed}");
         assert_eq!(whole.hash(), state.hash(), "seed {seed}");
+        paused += effects.outputs.iter().filter(|output| String::from_utf8_lossy(&output.bytes).contains("\"cause\":\"load_high\"")).count();
     }
+    assert!(paused > 10, "load paused placements {paused} times");
 }
 
 #[test]
@@ -232,7 +258,7 @@ fn damaged_entries_are_refused_and_named() {
         assert!(error.contains(expected), "{error:?} does not say {expected:?}");
     };
     let key = |part: u8| (StateTable::Devices, vec![0, 0, 0, 0, part]);
-    check(&|s| s.get_mut(&key(0)).expect("there")[0] = 99, &format!("format 99, this build reads {FORMAT}"));
+    check(&|s| s.get_mut(&key(0)).expect("there")[0] = 255, &format!("format 255, this build reads {FORMAT}"));
     check(&|s| s.get_mut(&key(0)).expect("there").truncate(5), "table devices, key 0000000000");
     check(&|s| drop(s.remove(&key(0))), "no such device");
     check(&|s| drop(s.remove(&(StateTable::Hosts, vec![0, 0, 0, 0]))), "without a hole");

@@ -9,6 +9,7 @@ use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::frame::{Frame, Rejected, Tick};
 use plimsoll_schemas::id::{LogEpoch, Position, Slot};
 use plimsoll_schemas::inventory::{EventKind, HostEvent, Remap};
+use plimsoll_schemas::pace::{Mode, Pace, Preset};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::{Body, Record, Refused};
 use plimsoll_schemas::request::{Bundle, Distribute, Place, Release, Renew, Request, Strategy as Split};
@@ -153,6 +154,25 @@ fn any_rule() -> impl Strategy<Value = Rule> {
     })
 }
 
+/// Any numbers for the limits that are enforced; half of the paces can be kept.
+fn any_pace() -> impl Strategy<Value = Pace> {
+    let bp = || prop_oneof![2u32..10_000, wild_u32()];
+    let ms = || prop_oneof![(1u32..90).prop_map(|s| s * 1_000), wild_u32()];
+    (any::<bool>(), any::<bool>(), prop_oneof![0u32..60_000, wild_u32()], (bp(), bp()), ms(), 1u32..4, ms()).prop_map(
+        |(queue, adaptive, min_request_interval_ms, (util_high_bp, memory_high_bp), check_ms, checks, pause_ms)| Pace {
+            mode: if queue { Mode::Queue } else { Mode::Refuse },
+            min_request_interval_ms,
+            adaptive,
+            util_high_bp,
+            memory_high_bp,
+            check_ms,
+            checks,
+            pause_ms,
+            ..Preset::Default.pace()
+        },
+    )
+}
+
 fn control() -> impl Strategy<Value = Body> {
     let control = prop_oneof![
         Just(Control::Enrol { hosts: vec![] }),
@@ -176,6 +196,8 @@ fn control() -> impl Strategy<Value = Body> {
         (0usize..3).prop_map(|n| Control::RemoveAlertRule { name: ["gpu_hot", "wild", "no_such"][n].to_owned() }),
         (wild_u32()).prop_map(|version| Control::Placement { policy: "headroom".to_owned(), version }),
         (wild_u32()).prop_map(|version| Control::Logic { version }),
+        (proptest::option::of(0u64..2), any_pace()).prop_map(|(n, pace)| Control::Pace { tenant: n.map(tenant), pace }),
+        proptest::option::of(0u64..2).prop_map(|n| Control::EndPace { tenant: n.map(tenant) }),
     ];
     control.prop_map(|control| Body::Control(Box::new(control)))
 }

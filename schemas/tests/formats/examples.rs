@@ -10,8 +10,9 @@ use plimsoll_schemas::id::{CellId, DeviceKey, GpuUuid, HostId, LogEpoch, Positio
 use plimsoll_schemas::inventory::{EventKind, Gpu, HostEvent, Inventory, Placement, Remap};
 use plimsoll_schemas::out::{
     AlertChanged, AlertState, Assignment, Decided, DeviceChanged, DeviceState, Distributed, Gap, GapState, HostChanged, LeaseChanged, LeaseGrant,
-    LeaseState, Outcome, Output, Payload, PolicyChanged, RejectedOut, RunnerUp,
+    LeaseState, Outcome, Output, PaceChanged, PaceCounts, PaceState, Payload, PolicyChanged, RejectedOut, RunnerUp,
 };
+use plimsoll_schemas::pace::{Mode, Pace, Preset};
 use plimsoll_schemas::policy::{Cordoned, Policy, SetBy};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::Body;
@@ -216,6 +217,9 @@ pub fn log_messages() -> Vec<LogExample> {
         control_of("control-alert_rule", Control::AlertRule(rule())),
         control_of("control-remove_alert_rule", Control::RemoveAlertRule { name: "gpu_hot".to_owned() }),
         control_of("control-logic", Control::Logic { version: 1 }),
+        control_of("control-pace", Control::Pace { tenant: None, pace: Preset::Default.pace() }),
+        control_of("control-pace-tenant", Control::Pace { tenant: Some(tenant()), pace: pace() }),
+        control_of("control-end_pace", Control::EndPace { tenant: Some(tenant()) }),
         ("tick", LogSubject::Tick, Body::Tick(Tick { replica: "p-1".to_owned(), second: 1_767_323_045 })),
         (
             "check",
@@ -308,6 +312,9 @@ pub fn outputs() -> Vec<OutExample> {
         ("policy.changed-alert_rule", OutSubject::Policy, policy_changed(Policy::AlertRule(rule()), "gpu_hot")),
         ("policy.changed-cordon", OutSubject::Policy, policy_changed(Policy::Cordon(cordoned()), "host/gpu-1_dexample")),
         ("policy.changed-enrolment", OutSubject::Policy, policy_changed(Policy::Enrolment, "*")),
+        ("policy.changed-pace", OutSubject::Policy, policy_changed(Policy::Pace(pace()), "tenant/research")),
+        ("pace.changed-paused", OutSubject::Policy, Payload::Pace(Box::new(paused()))),
+        ("pace.changed-resumed", OutSubject::Policy, Payload::Pace(Box::new(resumed()))),
     ];
     let make = |(place, (name, to, payload)): (u32, (&'static str, OutSubject, Payload))| {
         let output = Output::new(&cell(), u64::from(place) + 1, position(), place, LogTime(AT), &to, payload.clone());
@@ -464,6 +471,38 @@ fn policy_changed(policy: Policy, name: &str) -> Payload {
         version: 3,
         set_by: SetBy::Operator,
     }))
+}
+
+fn pace() -> Pace {
+    Pace { mode: Mode::Queue, util_low_bp: Some(5_500), ..Preset::Conservative.pace() }
+}
+
+fn paused() -> PaceChanged {
+    PaceChanged {
+        scope: "tenant/research".to_owned(),
+        state: PaceState::Paused,
+        cause: "load_high".to_owned(),
+        util_bp: Some(6_123),
+        memory_bp: Some(4_000),
+        gpus: 120,
+        until: Some(LogTime(AT).plus_ms(60_000).rfc3339()),
+        pace: pace(),
+        counts: PaceCounts { admitted: 900, refused: 90, cancelled: 9, waiting: 1 },
+    }
+}
+
+fn resumed() -> PaceChanged {
+    PaceChanged {
+        scope: "cell".to_owned(),
+        state: PaceState::Resumed,
+        cause: "pace_ended".to_owned(),
+        util_bp: None,
+        memory_bp: None,
+        gpus: 0,
+        until: None,
+        pace: Preset::Default.pace(),
+        counts: PaceCounts::default(),
+    }
 }
 
 fn rejected_out() -> RejectedOut {

@@ -6,7 +6,7 @@ use plimsoll_schemas::control::{Check, Control, NewEpoch, Tick};
 use plimsoll_schemas::ctl::Ctl;
 use plimsoll_schemas::inventory::{HostEvent, Inventory};
 use plimsoll_schemas::out::{
-    AlertChanged, CloudEvent, Decided, DeviceChanged, Distributed, Gap, HostChanged, LeaseChanged, Payload, PolicyChanged, RejectedOut,
+    AlertChanged, CloudEvent, Decided, DeviceChanged, Distributed, Gap, HostChanged, LeaseChanged, PaceChanged, Payload, PolicyChanged, RejectedOut,
 };
 use plimsoll_schemas::request::Request;
 use schemars::JsonSchema;
@@ -34,6 +34,7 @@ fn definition_of(payload: &Payload) -> std::borrow::Cow<'static, str> {
         Payload::Gap(_) => Gap::schema_name(),
         Payload::Alert(_) => AlertChanged::schema_name(),
         Payload::Policy(_) => PolicyChanged::schema_name(),
+        Payload::Pace(_) => PaceChanged::schema_name(),
     }
 }
 

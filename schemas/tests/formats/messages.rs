@@ -58,6 +58,9 @@ fn a_message_that_breaks_its_rules_is_refused_by_name() {
     check("request-place", "/bundles/0/count", json!(-1), Reason::InvalidRequest, "-1");
     check("request-distribute", "/strategy", json!("magic"), Reason::InvalidRequest, "magic");
     check("control-settings", "/vram", json!(1), Reason::Undecodable, "vram");
+    check("control-pace", "/pace/colour", json!(1), Reason::Undecodable, "colour");
+    check("control-pace", "/pace/max_vram_bp", json!(0.7), Reason::Undecodable, "0.7");
+    check("control-pace-tenant", "/tenant", json!("a.b"), Reason::Undecodable, "malformed tenant");
     check("tick", "/second", json!("now"), Reason::Undecodable, "now");
 }
 

@@ -18,7 +18,7 @@ use super::input::{Input, number, whole};
 use crate::alerts::signal::{Counted, per_minute, samples_per_minute};
 use crate::alerts::watch::{Moved, Span, Watch};
 use crate::cluster::{Cluster, Member, Sum};
-use crate::pace::Pace;
+use crate::pace::Slots;
 use crate::placement::ask::Ask;
 use crate::placement::balanced::{self, balanced};
 use crate::placement::candidate::Candidate;
@@ -451,9 +451,9 @@ fn thermal_pause(input: Input<'_>) -> Result<Value, String> {
 /// Most callers at once in a case.
 const CALLERS_MAX: u64 = 1_000_000;
 
-fn pace(input: Input<'_>) -> Result<Pace, String> {
+fn slots(input: Input<'_>) -> Result<Slots, String> {
     let last_ms = input.has("last").then(|| input.unsigned("last")).transpose()?;
-    Ok(Pace::new(input.unsigned("min_interval")?, last_ms))
+    Ok(Slots::new(input.unsigned("min_interval")?, last_ms))
 }
 
 fn arrivals(input: Input<'_>) -> Result<Vec<u64>, String> {
@@ -462,23 +462,23 @@ fn arrivals(input: Input<'_>) -> Result<Vec<u64>, String> {
 }
 
 fn throttle_schedule(input: Input<'_>) -> Result<Value, String> {
-    let mut pace = pace(input)?;
+    let mut slots = slots(input)?;
     if !input.has("arrivals_at_0") {
-        return Ok(json!(arrivals(input)?.into_iter().map(|now_ms| pace.reserve(now_ms)).collect::<Vec<_>>()));
+        return Ok(json!(arrivals(input)?.into_iter().map(|now_ms| slots.reserve(now_ms)).collect::<Vec<_>>()));
     }
     let callers = input.unsigned("arrivals_at_0")?.min(CALLERS_MAX);
-    let slots: Vec<u64> = (0..callers).map(|_| pace.reserve(0)).collect();
+    let given: Vec<u64> = (0..callers).map(|_| slots.reserve(0)).collect();
     Ok(json!({
-        "first": slots.first(),
-        "last": slots.last(),
-        "min_gap": slots.windows(2).map(|pair| pair[1] - pair[0]).min(),
-        "delayed": slots.iter().filter(|&&slot| slot > 0).count(),
+        "first": given.first(),
+        "last": given.last(),
+        "min_gap": given.windows(2).map(|pair| pair[1] - pair[0]).min(),
+        "delayed": given.iter().filter(|&&slot| slot > 0).count(),
     }))
 }
 
 fn throttle_try(input: Input<'_>) -> Result<Value, String> {
-    let mut pace = pace(input)?;
-    Ok(json!(arrivals(input)?.into_iter().map(|now_ms| pace.take(now_ms)).collect::<Vec<_>>()))
+    let mut slots = slots(input)?;
+    Ok(json!(arrivals(input)?.into_iter().map(|now_ms| slots.take(now_ms)).collect::<Vec<_>>()))
 }
 
 fn alert_rule(signal: Signal, limit: Limit, cooldown_s: u32) -> Rule {
