@@ -7,6 +7,7 @@ use crate::alert::Rule;
 use crate::id::{GpuUuid, HostId, LogEpoch, Position};
 use crate::out::CloudEvent;
 use crate::settings::Settings;
+use crate::tables::Learned;
 
 /// One control record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -68,6 +69,8 @@ pub enum Control {
         /// Version of the logic.
         version: u32,
     },
+    /// Put learned tables of placement into force.
+    Tables(Box<Learned>),
 }
 
 /// The log was replaced: where every replica goes on, from one state and under a new log epoch (`log.epoch`).

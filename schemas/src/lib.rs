@@ -5,6 +5,7 @@
 
 pub mod alert;
 pub mod settings;
+pub mod tables;
 pub mod policy;
 pub mod control;
 pub mod ctl;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::alert::Rule;
 use crate::settings::Thresholds;
+use crate::tables::Learned;
 
 /// What is in force under a name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -22,6 +23,8 @@ pub enum Policy {
     Enrolment,
     /// A host or GPU is out of service. Name: `host/…` or `gpu/…`.
     Cordon(Cordoned),
+    /// What placement has learned. Name: `placement`.
+    Tables(Box<Learned>),
 }
 
 /// How something is out of service.
@@ -43,15 +46,17 @@ impl Policy {
             Self::Logic => "logic",
             Self::Enrolment => "enrolment",
             Self::Cordon(_) => "cordon",
+            Self::Tables(_) => "tables",
         }
     }
 
-    /// What it says, as one JSON object.
+    /// What it says, as one JSON object. Of tables it leaves out the cells, which stand in OUT.
     pub fn params(&self) -> String {
         let text = match self {
             Self::Settings(thresholds) => serde_json::to_string(thresholds),
             Self::AlertRule(rule) => serde_json::to_string(rule),
             Self::Cordon(cordoned) => serde_json::to_string(cordoned),
+            Self::Tables(learned) => learned.about(),
             Self::Placement | Self::Logic | Self::Enrolment => Ok("{}".to_owned()),
         };
         text.expect("plain structs always serialise")

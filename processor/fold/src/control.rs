@@ -7,12 +7,13 @@ use plimsoll_schemas::id::{GpuUuid, HostId, Position};
 use plimsoll_schemas::policy::{Cordoned, Policy, SetBy};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::settings::{Settings, Thresholds};
+use plimsoll_schemas::tables::Learned;
 use plimsoll_schemas::time::NS_PER_MS;
 use serde::{Deserialize, Serialize};
 
 use crate::emit::Emit;
 use crate::faults::Faults;
-use crate::policies::FOLD;
+use crate::policies::{FOLD, PLACEMENT};
 use crate::refuse::Refusal;
 use crate::registry::HOSTS_MAX;
 use crate::requests::POLICY;
@@ -66,6 +67,7 @@ impl State {
             Control::AlertRule(rule) => self.alert_rule(rule, emit),
             Control::RemoveAlertRule { name } => self.remove_alert_rule(name, emit),
             Control::Logic { version } => self.logic(*version, emit),
+            Control::Tables(learned) => self.learned(learned, emit),
         }
     }
 
@@ -247,6 +249,15 @@ impl State {
             self.policies.set(Policy::Logic, FOLD, Some(LOGIC), SetBy::Operator, emit);
         } else {
             self.refuse_control(Reason::UnknownPolicy, format!("logic {version}, this build knows {LOGIC}"), emit);
+        }
+    }
+
+    fn learned(&mut self, learned: &Learned, emit: &mut Emit<'_>) {
+        match learned.check() {
+            Ok(()) => {
+                self.policies.set(Policy::Tables(Box::new(learned.clone())), PLACEMENT, None, SetBy::Operator, emit);
+            }
+            Err(detail) => self.refuse_control(Reason::InvalidPolicy, detail, emit),
         }
     }
 

@@ -65,7 +65,7 @@ use crate::timers::Timers;
 
 /// Version of what the fold does with the same log. It grows when the same records would give other rows, outputs or states; the shape
 /// of what is stored has a version of its own, [`durable::FORMAT`].
-pub const LOGIC: u32 = 7;
+pub const LOGIC: u32 = 8;
 
 /// What folding records has produced since it was last taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -16,6 +16,7 @@ use plimsoll_schemas::record::{Body, Record, Refused};
 use plimsoll_schemas::request::{Bundle, Distribute, Place, Release, Renew, Request, Strategy as Split};
 use plimsoll_schemas::sample::{Field, Sample};
 use plimsoll_schemas::settings::{Settings, Thresholds};
+use plimsoll_schemas::tables::{CELLS, Learned, Tables};
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_S};
 use proptest::prelude::*;
 use support::{START_S, cell, gpu, host_id, inventory, tenant, uuid};
@@ -164,6 +165,16 @@ fn any_rule() -> impl Strategy<Value = Rule> {
     })
 }
 
+/// Tables of one model with any cell changed, so that some hold and most do not.
+fn any_tables() -> impl Strategy<Value = Learned> {
+    (0..CELLS, prop_oneof![Just(0i32), 0i32..1_000, any::<i32>()], wild_u32(), any::<bool>()).prop_map(|(cell, value, ppm, hashed)| {
+        let mut tables = Tables::untaught(&["H100".to_owned()]);
+        tables.cells[cell] = value;
+        let hash = if hashed { tables.hash_hex() } else { String::new() };
+        Learned { hash, unallocated_ppm: ppm, incumbent_unallocated_ppm: ppm / 2, incumbent_hash: None, tables }
+    })
+}
+
 fn control() -> impl Strategy<Value = Body> {
     let control = prop_oneof![
         Just(Control::Enrol { hosts: vec![] }),
@@ -187,6 +198,7 @@ fn control() -> impl Strategy<Value = Body> {
         (0usize..3).prop_map(|n| Control::RemoveAlertRule { name: ["gpu_hot", "wild", "no_such"][n].to_owned() }),
         (wild_u32()).prop_map(|version| Control::Placement { policy: "headroom".to_owned(), version }),
         (wild_u32()).prop_map(|version| Control::Logic { version }),
+        any_tables().prop_map(|learned| Control::Tables(Box::new(learned))),
     ];
     control.prop_map(|control| Body::Control(Box::new(control)))
 }

@@ -19,6 +19,7 @@ use plimsoll_schemas::request::{Bundle, Distribute, Place, Release, Renew, Reque
 use plimsoll_schemas::sample::{Field, Sample};
 use plimsoll_schemas::settings::Settings;
 use plimsoll_schemas::subject::{LogSubject, OutSubject};
+use plimsoll_schemas::tables::{Learned, Tables};
 use plimsoll_schemas::time::{EventTime, LogTime};
 
 /// 2026-01-02T03:04:05.678901234Z
@@ -213,6 +214,7 @@ pub fn log_messages() -> Vec<LogExample> {
         control_of("control-alert_rule", Control::AlertRule(rule())),
         control_of("control-remove_alert_rule", Control::RemoveAlertRule { name: "gpu_hot".to_owned() }),
         control_of("control-logic", Control::Logic { version: 1 }),
+        control_of("control-tables", Control::Tables(Box::new(learned()))),
         ("tick", LogSubject::Tick, Body::Tick(Tick { replica: "p-1".to_owned(), second: 1_767_323_045 })),
         (
             "check",
@@ -305,6 +307,7 @@ pub fn outputs() -> Vec<OutExample> {
         ("policy.changed-alert_rule", OutSubject::Policy, policy_changed(Policy::AlertRule(rule()), "gpu_hot")),
         ("policy.changed-cordon", OutSubject::Policy, policy_changed(Policy::Cordon(cordoned()), "host/gpu-1_dexample")),
         ("policy.changed-enrolment", OutSubject::Policy, policy_changed(Policy::Enrolment, "*")),
+        ("policy.changed-tables", OutSubject::Policy, policy_changed(Policy::Tables(Box::new(learned())), "placement")),
     ];
     let make = |(place, (name, to, payload)): (u32, (&'static str, OutSubject, Payload))| {
         let output = Output::new(&cell(), u64::from(place) + 1, position(), place, LogTime(AT), &to, payload.clone());
@@ -451,6 +454,12 @@ fn cell_alert() -> AlertChanged {
 
 fn cordoned() -> Cordoned {
     Cordoned { drain: true, grace_ms: None }
+}
+
+fn learned() -> Learned {
+    let tables = Tables::untaught(&["NVIDIA H100 80GB HBM3".to_owned()]);
+    let incumbent_hash = Some("00ff00ff00ff00ff".to_owned());
+    Learned { hash: tables.hash_hex(), unallocated_ppm: 40_000, incumbent_unallocated_ppm: 47_000, incumbent_hash, tables }
 }
 
 fn policy_changed(policy: Policy, name: &str) -> Payload {

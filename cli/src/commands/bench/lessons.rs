@@ -8,7 +8,7 @@ use plimsoll_fold::placement::openb::Workload;
 use plimsoll_fold::placement::openb::curve::PPM_PER_PERCENT;
 use plimsoll_fold::placement::openb::lesson::{self, Plan, VALIDATING};
 use plimsoll_fold::placement::policy::catalogue::Name;
-use plimsoll_fold::placement::policy::tables::{CELLS, Tables};
+use plimsoll_fold::placement::policy::tables::Tables;
 use serde_json::{Value, json};
 
 use super::input;
@@ -76,11 +76,8 @@ fn read(path: &Path) -> Result<Tables, Error> {
     let wrong = |place: String, what: String| Error::Data { place, what, hint: "name a file that --save-tables wrote" };
     let place = |error: &serde_json::Error| format!("{}:{}", path.display(), error.line());
     let tables: Tables = serde_json::from_str(&input::text(path)?).map_err(|error| wrong(place(&error), error.to_string()))?;
-    if tables.is_whole() {
-        return Ok(tables);
-    }
-    let what = format!("{} numbers for {} models, expected {CELLS} for each", tables.cells.len(), tables.models.len());
-    Err(wrong(path.display().to_string(), what))
+    tables.check().map_err(|what| wrong(path.display().to_string(), what))?;
+    Ok(tables)
 }
 
 fn taught(options: &Learning, workload: &Workload, policy: Name, tested: &[u64]) -> Result<(Tables, Value), Error> {
