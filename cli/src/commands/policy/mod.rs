@@ -1,4 +1,9 @@
-//! `plimsoll policy`: what is in force, at any time, and changes of it.
+//! `plimsoll policy`: what is in force, at any time, and changes of it; and what placement learns, before it comes into force.
+
+mod compare;
+pub mod file;
+mod promote;
+mod train;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +37,12 @@ enum What {
     Rule(FromFile),
     /// Remove an alert rule; what it has firing is resolved
     RemoveRule(Named),
+    /// Learn tables for placement from the cell's own requests
+    Train(train::Train),
+    /// Let two placement policies decide again what the cell was asked
+    Compare(compare::Compare),
+    /// Put learned tables into force, if they do better than those that are
+    Promote(promote::Promote),
 }
 
 #[derive(Debug, Args)]
@@ -57,6 +68,7 @@ enum Kind {
     Logic,
     Enrolment,
     Cordon,
+    Tables,
 }
 
 #[derive(Debug, Args)]
@@ -96,6 +108,9 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
         What::Set(set) => publish(&endpoint, set.wait, &Control::Settings(settings(&set.changes)?)).await,
         What::Rule(from) => publish(&endpoint, from.wait, &Control::AlertRule(rule(&from.file)?)).await,
         What::RemoveRule(named) => publish(&endpoint, named.wait, &Control::RemoveAlertRule { name: named.name }).await,
+        What::Train(train) => train::run(&endpoint.resolve()?, train).await,
+        What::Compare(compare) => compare::run(&endpoint.resolve()?, compare).await,
+        What::Promote(promote) => promote::run(&endpoint.resolve()?, promote).await,
     }
 }
 
