@@ -19,7 +19,7 @@ use crate::standing::{Found, Which};
 const REQUESTS_MAX: usize = 1_000_000;
 
 /// Which part of the log.
-#[derive(Debug, Clone, Copy, Default, Args)]
+#[derive(Debug, Clone, Copy, Args)]
 pub struct Range {
     /// Only requests since then, RFC 3339; otherwise from the first one that the log still has
     #[arg(long, value_name = "TIME", value_parser = instant)]
@@ -52,8 +52,23 @@ pub async fn read(endpoints: &Endpoints, range: Range, requests_min: usize) -> R
             endpoints.cell
         )));
     }
-    ends(&broker, range, &mut past).await?;
     Ok(past)
+}
+
+/// Notes when what was asked became free again, as far as OUT says so.
+pub async fn read_ends(endpoints: &Endpoints, past: &mut Past) -> Result<(), Error> {
+    let Some(first) = past.asked().first() else { return Ok(()) };
+    let mut standing = Broker::connect(endpoints).await?.standing("out.lease.*", Which::Since(Some(first.at))).await?;
+    while let Some(found) = standing.next().await? {
+        if let Some(event) = event(&found)
+            && let Payload::Lease(lease) = event.data
+            && lease.state == LeaseState::Ended
+            && let Some(at) = parse_rfc3339_ns(&event.time)
+        {
+            past.ended(LogTime(at), &lease.tenant, &lease.request_id);
+        }
+    }
+    Ok(())
 }
 
 /// The tables in force; nothing while none are.
@@ -98,20 +113,6 @@ async fn requests(broker: &Broker, range: Range, past: &mut Past) -> Result<(), 
         }
         if past.asked().len() > REQUESTS_MAX {
             return Err(Error::Usage(format!("more than {REQUESTS_MAX} requests in this range: narrow it with --from and --to")));
-        }
-    }
-    Ok(())
-}
-
-async fn ends(broker: &Broker, range: Range, past: &mut Past) -> Result<(), Error> {
-    let mut standing = broker.standing("out.lease.*", Which::Since(range.from)).await?;
-    while let Some(found) = standing.next().await? {
-        if let Some(event) = event(&found)
-            && let Payload::Lease(lease) = event.data
-            && lease.state == LeaseState::Ended
-            && let Some(at) = parse_rfc3339_ns(&event.time)
-        {
-            past.ended(LogTime(at), &lease.tenant, &lease.request_id);
         }
     }
     Ok(())

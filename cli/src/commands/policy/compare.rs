@@ -73,7 +73,8 @@ struct Ran {
 
 /// Runs both and prints.
 pub async fn run(endpoints: &Endpoints, options: Compare) -> Result<ExitCode, Error> {
-    let past = past::read(endpoints, options.range, 1).await?;
+    let mut past = past::read(endpoints, options.range, 1).await?;
+    past::read_ends(endpoints, &mut past).await?;
     let default = match &options.tables {
         Some(file) => Some(file::tables(file)?),
         None => past::tables_in_force(endpoints).await?.map(|learned| learned.tables),
@@ -102,11 +103,17 @@ fn print(past: &Past, a: &Ran, b: &Ran, format: Format) -> Result<(), Error> {
     let divergence = divergence(past, a, b);
     let mut stdout = std::io::stdout();
     match format {
-        Format::Json => writeln!(stdout, "{:#}", json!({ "policies": rows.to_json(), "first_divergence": divergence })),
+        Format::Json => {
+            writeln!(stdout, "{:#}", json!({ "policies": rows.to_json(), "first_divergence": divergence, "impossible": past.impossible }))
+        }
         Format::Csv => return rows.print(format),
-        Format::Table => writeln!(stdout, "{}{}", rows.text(""), sentence(&divergence, a, b)),
+        Format::Table => writeln!(stdout, "{}{}{}", rows.text(""), left_out(past.impossible), sentence(&divergence, a, b)),
     }
     .map_err(Error::io("cannot write the answer"))
+}
+
+fn left_out(impossible: usize) -> String {
+    if impossible == 0 { String::new() } else { format!("left out: {impossible} requests for what no host could ever give\n") }
 }
 
 fn table(a: &Ran, b: &Ran) -> Table {
@@ -166,7 +173,31 @@ fn sentence(divergence: &Value, a: &Ran, b: &Ran) -> String {
 
 #[cfg(test)]
 mod tests {
+    use plimsoll_fold::placement::policy::fleet::HostSpec;
+    use plimsoll_schemas::time::LogTime;
+
     use super::*;
+
+    #[test]
+    fn the_first_request_on_which_they_differ_is_said_with_both_places() {
+        let host = |name: &str| HostSpec { name: name.to_owned(), rank: 0, cpu_milli: 0, memory_mib: 0, gpus: 2, model: "A".to_owned() };
+        let mut past = Past::new(vec![host("h1"), host("h2")]).expect("a fleet");
+        for (id, count, milli) in [("a", 1, 500), ("b", 1, 500), ("c", 2, 1_000), ("d", 2, 1_000)] {
+            let place = json!({ "request_id": id, "bundles": [{ "count": count, "milli": milli }] });
+            past.ask(LogTime(0), &"t".parse().expect("a token"), &serde_json::from_value(place).expect("a request"));
+        }
+        let workload = past.workload(0..past.asked().len());
+        let ran = |policy| play(policy, &Tables::untaught(&[]), &past, &workload);
+        let (packs, spreads) = (ran(Name::BestFit), ran(Name::WorstFit));
+        assert_eq!(
+            sentence(&divergence(&past, &packs, &spreads), &packs, &spreads),
+            "first difference: request \"b\" of t at 1970-01-01T00:00:00.000000000Z: best_fit takes h1 GPUs [0], worst_fit takes h2 GPUs [0]"
+        );
+        assert_eq!(sentence(&divergence(&past, &packs, &packs), &packs, &packs), "they decide alike on every request");
+        let table = table(&packs, &spreads).to_json();
+        let numbers = |row: usize| ["requests", "placed", "rejected_milli", "wins"].map(|column| table[row][column].as_i64());
+        assert_eq!((numbers(0), numbers(1)), ([4, 3, 2_000, 1].map(Some), [4, 2, 4_000, 0].map(Some)));
+    }
 
     #[test]
     fn a_policy_is_named_with_or_without_a_file_of_tables() {

@@ -28,6 +28,8 @@ pub struct Trained {
     pub requests_rehearsed: usize,
     /// How many were held out.
     pub requests_held_out: usize,
+    /// How many were left out, because no host could ever give what they ask for.
+    pub requests_impossible: usize,
     /// Hosts.
     pub hosts: usize,
     /// Thousandths of GPU they have.
@@ -103,6 +105,7 @@ mod tests {
             to: LogTime(3),
             requests_rehearsed: 70,
             requests_held_out: 30,
+            requests_impossible: 0,
             hosts: 1,
             capacity_milli: 8_000,
             rounds: 1,

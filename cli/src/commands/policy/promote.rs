@@ -52,8 +52,8 @@ pub async fn run(endpoints: &Endpoints, options: Promote) -> Result<ExitCode, Er
     say(&verdict.text(&trained.hash, incumbent.as_ref()))?;
     if !verdict.is_better() && !options.force {
         return Err(Error::Refused(format!(
-            "not promoted: {} more unallocated than now; --force puts them into force anyway",
-            percent(mean(&verdict.new) - mean(&verdict.incumbent))
+            "not promoted: {:.2} percentage points worse; --force puts them into force anyway",
+            (mean(&verdict.new) - mean(&verdict.incumbent)) as f64 / 1e4
         )));
     }
     let learned = Learned {
@@ -88,6 +88,7 @@ impl Verdict {
         Self { requests: past.asked().len(), new, incumbent }
     }
 
+    /// Whether the new tables leave less; as much is not better.
     fn is_better(&self) -> bool {
         mean(&self.new) < mean(&self.incumbent)
     }
@@ -155,4 +156,18 @@ fn ppm(scores: &[u64]) -> u32 {
 
 fn percent(ppm: u64) -> String {
     format!("{:.2} %", ppm as f64 / 1e4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_tables_that_leave_less_are_better() {
+        let verdict = |new: [u64; 2], incumbent: [u64; 2]| Verdict { requests: 40, new: new.to_vec(), incumbent: incumbent.to_vec() };
+        assert!(verdict([40_000, 50_000], [60_000, 40_000]).is_better());
+        assert!(!verdict([40_000, 60_000], [60_000, 40_000]).is_better());
+        let text = verdict([40_000, 50_000], [60_000, 40_000]).text("00ff", None);
+        assert!(text.ends_with("tables 00ff leave 4.50 % unallocated, without tables 5.00 %; better on 1"), "{text}");
+    }
 }

@@ -77,6 +77,7 @@ fn learned(endpoints: &Endpoints, past: &Past, training: &Training) -> Trained {
         to: at(requests - 1),
         requests_rehearsed: split,
         requests_held_out: requests - split,
+        requests_impossible: past.impossible,
         hosts: past.fleet().len(),
         capacity_milli: past.fleet().capacity_milli(),
         rounds: training.rounds,

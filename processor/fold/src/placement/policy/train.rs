@@ -13,7 +13,7 @@ use super::workload::Workload;
 /// The policy that learns: the one a cell is meant to place with.
 pub const LEARNS: Name = Name::Hybrid;
 /// Sequences that choose among rounds and loads.
-const CHOOSING: u64 = 2;
+const CHOOSING: u64 = 4;
 /// Sequences on which what was chosen is judged in the end.
 pub const JUDGING: u64 = 6;
 
@@ -147,8 +147,8 @@ mod tests {
         assert_eq!(trained.tables.check(), Ok(()));
         let least = trained.tried.iter().map(|tried| *tried.unallocated_ppm.iter().min().expect("rounds")).collect::<Vec<_>>();
         assert_eq!(trained.load_percent, if least[1] < least[0] { 100 } else { 92 }, "{least:?}");
-        // Rehearsals, two that choose, six that judge: no sequence is used for two ends.
-        assert_eq!(training.seed_after(), 5 + 4 + 2 + 6);
+        // Rehearsals, four that choose, six that judge: no sequence is used for two ends.
+        assert_eq!(training.seed_after(), 5 + 4 + 4 + 6);
         let other = Training { seed: 6, ..training };
         assert_ne!(other.run(&rehearsed, &held_out, &|| {}).tables, trained.tables);
     }
