@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use plimsoll_fold::placement::openb::arrivals::{self, Sizes};
 use plimsoll_fold::placement::openb::{self, trace};
-use plimsoll_fold::placement::policy::catalogue::{Name, Parts};
+use plimsoll_fold::placement::policy::catalogue::Name;
 use plimsoll_fold::placement::policy::curve::{Curve, MARK_MAX};
 use plimsoll_fold::placement::policy::lesson::{self, Judge, Plan};
 use plimsoll_fold::placement::policy::placer::Placer;
@@ -40,7 +40,7 @@ impl Experiment {
     }
 
     fn run(&self, sequence: &Sequence, policy: Name, tables: &Tables) -> Curve {
-        let policy = policy.policy(Parts { typical: &self.workload.typical, requests: &self.workload.shapes, tables, seed: sequence.seed });
+        let policy = self.workload.policy(policy, tables, sequence.seed);
         let mut placer = Placer::new(self.workload.fleet(&sequence.ranks), policy);
         fill(&mut placer, self.workload.asked(sequence))
     }
@@ -127,7 +127,7 @@ fn policies_that_learned_from_other_sequences_leave_less_than_fgd() {
     // Millionths at 100 and 130 percent of arrived load, at most.
     for (policy, at_100, at_130) in [(Name::Tw, 39_500, 38_500), (Name::Hybrid, 41_000, 40_000)] {
         let judge = Judge::new(&experiment.workload, 1_006..1_008);
-        let plan = Plan { policy, rounds: 6, rehearsed: (1_000..1_006).collect(), load_percent: 100, judge };
+        let plan = Plan { policy, rounds: 6, rehearsed: (1_000..1_006).collect(), load_percent: 100, judge: &judge };
         let lesson = lesson::learn(&experiment.workload, &plan, &|| {});
         let mut means = [0, 0];
         for sequence in experiment.sequences.iter().take(2) {

@@ -87,7 +87,7 @@ fn taught(options: &Learning, workload: &Workload, policy: Name, tested: &[u64])
         return Err(Error::Usage(format!("--train-seeds {}: at least {needed} are needed, {VALIDATING} of them to validate", options.train_seeds)));
     }
     let judge = Judge::new(workload, rehearsed.split_off(rehearsed.len() - VALIDATING));
-    let plan = Plan { policy, rounds: ROUNDS, rehearsed, load_percent: options.train_load, judge };
+    let plan = Plan { policy, rounds: ROUNDS, rehearsed, load_percent: options.train_load, judge: &judge };
     let lesson = lesson::learn(workload, &plan, &|| {});
     let scores: Vec<f64> = lesson.scores.iter().map(|&ppm| ppm as f64 / f64::from(PPM_PER_PERCENT)).collect();
     let shown = json!({ "train_seeds": options.train_seeds.to_string(), "train_load_pct": options.train_load, "validation_unallocated_pct": scores });

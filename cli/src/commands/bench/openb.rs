@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use plimsoll_fold::placement::policy::catalogue::{Name, Parts};
+use plimsoll_fold::placement::policy::catalogue::Name;
 use plimsoll_fold::placement::policy::placer::Placer;
 use plimsoll_fold::placement::policy::workload::{Sequence, Workload};
 
@@ -66,7 +66,7 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
     for &policy in &options.policies {
         for sequence in &sequences {
             let seed = sequence.seed;
-            let made = policy.policy(Parts { typical: &workload.typical, requests: &workload.shapes, tables: lessons.of(policy), seed });
+            let made = workload.policy(policy, lessons.of(policy), seed);
             let mut placer = Placer::new(workload.fleet(&sequence.ranks), made);
             let gave = match options.churn.map(f64::from) {
                 Some(load) => Gave::Churned(load, churn::run(&workload, &mut placer, load, seed)),

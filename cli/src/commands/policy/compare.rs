@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use clap::Args;
 use plimsoll_fold::placement::policy::backtest::Backtest;
-use plimsoll_fold::placement::policy::catalogue::{Name, Parts};
+use plimsoll_fold::placement::policy::catalogue::Name;
 use plimsoll_fold::placement::policy::fleet::Place;
 use plimsoll_fold::placement::policy::placer::Placer;
 use plimsoll_fold::placement::policy::recorded::Past;
@@ -90,8 +90,7 @@ pub async fn run(endpoints: &Endpoints, options: Compare) -> Result<ExitCode, Er
 }
 
 fn play(policy: Name, tables: &Tables, past: &Past, workload: &Workload) -> Ran {
-    let made = policy.policy(Parts { typical: &workload.typical, requests: &workload.shapes, tables, seed: SEED });
-    let mut placer = Placer::new(past.fleet().clone(), made);
+    let mut placer = Placer::new(past.fleet().clone(), workload.policy(policy, tables, SEED));
     let begun = Instant::now();
     let gave = Backtest::run(&mut placer, past.asked());
     let decisions_per_s = gave.places.len() as f64 / begun.elapsed().as_secs_f64().max(1e-9);

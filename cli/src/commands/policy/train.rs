@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use plimsoll_fold::placement::policy::recorded::{Past, REQUESTS_MIN};
 use plimsoll_fold::placement::policy::train::{LEARNS, Training};
-use plimsoll_schemas::time::LogTime;
+use plimsoll_schemas::tables::Tables;
 
 use super::file::Trained;
 use crate::endpoint::Endpoints;
@@ -40,6 +40,8 @@ pub struct Train {
 /// Learns and writes.
 pub async fn run(endpoints: &Endpoints, options: Train) -> Result<ExitCode, Error> {
     let past = past::read(endpoints, options.range, REQUESTS_MIN).await?;
+    // What could never be put into force need not be learned.
+    Tables::untaught(past.fleet().models()).check().map_err(Error::Refused)?;
     let training =
         Training { rounds: usize::from(options.rounds), sequences: usize::from(options.sequences), seed: options.seed, loads: options.train_load };
     let trained = learned(endpoints, &past, &training);
@@ -68,7 +70,7 @@ fn learned(endpoints: &Endpoints, past: &Past, training: &Training) -> Trained {
     let progress = Progress::new("fillings", training.runs());
     let trained = training.run(&rehearsed, &held_out, &|| progress.next());
     progress.end();
-    let at = |request: usize| past.asked().get(request).map_or(LogTime(0), |asked| asked.at);
+    let at = |request: usize| past.asked()[request].at;
     Trained {
         hash: trained.tables.hash_hex(),
         cell: endpoints.cell.clone(),

@@ -9,7 +9,7 @@ use plimsoll_schemas::time::LogTime;
 
 use super::fleet::Place;
 use super::placer::Placer;
-use super::recorded::Asked;
+use super::recorded::Request;
 
 /// What became of the recorded requests under one policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub struct Backtest {
 
 impl Backtest {
     /// Decides again.
-    pub fn run(placer: &mut Placer, asked: &[Asked]) -> Self {
+    pub fn run(placer: &mut Placer, asked: &[Request]) -> Self {
         let mut run = Run { placer, asked, places: vec![Vec::new(); asked.len()], leaving: BTreeSet::new(), area: 0, now: first(asked) };
         let mut rejected_milli = 0;
         for (number, request) in asked.iter().enumerate() {
@@ -65,7 +65,7 @@ impl Backtest {
 
 struct Run<'a> {
     placer: &'a mut Placer,
-    asked: &'a [Asked],
+    asked: &'a [Request],
     places: Vec<Vec<Place>>,
     /// Who leaves when.
     leaving: BTreeSet<(LogTime, usize)>,
@@ -113,11 +113,11 @@ impl Run<'_> {
     }
 }
 
-fn first(asked: &[Asked]) -> LogTime {
+fn first(asked: &[Request]) -> LogTime {
     asked.first().map_or(LogTime(0), |asked| asked.at)
 }
 
-fn milli(asked: &Asked) -> i64 {
+fn milli(asked: &Request) -> i64 {
     asked.shapes.iter().map(super::shape::Shape::total_milli).sum()
 }
 
@@ -129,7 +129,7 @@ fn ppm(part: i128, whole: i128) -> u32 {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::catalogue::{Name, Parts};
+    use super::super::catalogue::Name;
     use super::super::fleet::{HostSpec, MILLI};
     use super::super::recorded::Past;
     use super::super::tables::Tables;
@@ -157,9 +157,8 @@ mod tests {
     }
 
     fn placer(past: &Past, policy: Name) -> Placer {
-        let (workload, tables) = (past.workload(0..past.asked().len()), Tables::untaught(&[]));
-        let made = policy.policy(Parts { typical: &workload.typical, requests: &workload.shapes, tables: &tables, seed: 1 });
-        Placer::new(past.fleet().clone(), made)
+        let workload = past.workload(0..past.asked().len());
+        Placer::new(past.fleet().clone(), workload.policy(policy, &Tables::untaught(&[]), 1))
     }
 
     fn run(past: &Past, policy: Name) -> Backtest {

@@ -1,7 +1,7 @@
 //! One lesson: rehearses with sequences drawn from some requests, and judges on sequences drawn from others, or of other seeds.
 
 use super::Policy;
-use super::catalogue::{Name, Parts};
+use super::catalogue::Name;
 use super::learn::{self, Lesson, Rehearsal};
 use super::placer::Placer;
 use super::tables::Tables;
@@ -24,7 +24,7 @@ pub struct Plan<'a> {
     /// Load up to which rehearsals go, percent of the GPUs.
     pub load_percent: u32,
     /// What tells which round taught best.
-    pub judge: Judge<'a>,
+    pub judge: &'a Judge<'a>,
 }
 
 /// Sequences on which tables are judged.
@@ -70,7 +70,7 @@ pub fn learn(workload: &Workload, plan: &Plan<'_>, next: &dyn Fn()) -> Lesson {
     let rounds: Vec<Vec<Rehearsal>> = (0..plan.rounds).map(round).collect();
     let made = |tables: &Tables| {
         next();
-        plan.policy.policy(Parts { typical: &workload.typical, requests: &workload.shapes, tables, seed: 0 })
+        workload.policy(plan.policy, tables, 0)
     };
     learn::learn(workload.models(), &rounds, made, |tables| mean(&plan.judge.scores(|| made(tables))))
 }

@@ -56,7 +56,7 @@ pub fn constraint(place: &Place) -> &str {
 
 /// One recorded request.
 #[derive(Debug, Clone)]
-pub struct Asked {
+pub struct Request {
     /// When the log took it.
     pub at: LogTime,
     /// Who asked.
@@ -75,7 +75,7 @@ pub struct Asked {
 pub struct Past {
     hosts: Vec<HostSpec>,
     fleet: Fleet,
-    asked: Vec<Asked>,
+    asked: Vec<Request>,
     by_id: BTreeMap<(TenantId, String), usize>,
     /// Requests left out: no host could ever give what they ask for.
     pub impossible: usize,
@@ -101,7 +101,7 @@ impl Past {
             return;
         };
         self.by_id.insert(id, self.asked.len());
-        self.asked.push(Asked {
+        self.asked.push(Request {
             at,
             tenant: tenant.clone(),
             request_id: place.request_id.clone(),
@@ -119,7 +119,7 @@ impl Past {
     }
 
     /// What was asked, in order.
-    pub fn asked(&self) -> &[Asked] {
+    pub fn asked(&self) -> &[Request] {
         &self.asked
     }
 

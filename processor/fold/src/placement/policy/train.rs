@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::catalogue::{Name, Parts};
+use super::catalogue::Name;
 use super::lesson::{self, Judge, Plan, mean};
 use super::tables::Tables;
 use super::workload::Workload;
@@ -76,8 +76,8 @@ impl Training {
         self.judging().end
     }
 
-    fn plan<'a>(&self, load_percent: u32, choosing: &Judge<'a>) -> Plan<'a> {
-        Plan { policy: LEARNS, rounds: self.rounds, rehearsed: self.rehearsing().collect(), load_percent, judge: choosing.clone() }
+    fn plan<'a>(&self, load_percent: u32, judge: &'a Judge<'a>) -> Plan<'a> {
+        Plan { policy: LEARNS, rounds: self.rounds, rehearsed: self.rehearsing().collect(), load_percent, judge }
     }
 
     /// Learns from `rehearsed`, chooses and judges on `held_out`, a workload on the same hosts. `next` is called before each of
@@ -118,7 +118,7 @@ impl Training {
 pub fn judge(judge: &Judge<'_>, known: &Workload, policy: Name, tables: &Tables, next: &dyn Fn()) -> Vec<u64> {
     judge.scores(|| {
         next();
-        policy.policy(Parts { typical: &known.typical, requests: &known.shapes, tables, seed: 0 })
+        known.policy(policy, tables, 0)
     })
 }
 

@@ -1,10 +1,13 @@
 //! Hosts, and what is asked of them: what policies are compared on and learn from.
 
+use super::Policy;
+use super::catalogue::{Name, Parts};
 use super::curve::Curve;
 use super::draw::Draw;
 use super::fleet::{Error, Fleet, HostSpec};
 use super::placer::Placer;
 use super::shape::Shape;
+use super::tables::Tables;
 use super::typical::Typical;
 
 /// Hosts, and what is asked of them.
@@ -38,6 +41,11 @@ impl Workload {
         Ok(Self { hosts, models, shapes, typical })
     }
 
+    /// A policy that knows this mix of requests. `seed` is for `random`.
+    pub fn policy(&self, name: Name, tables: &Tables, seed: u64) -> Box<dyn Policy + Send> {
+        name.policy(Parts { typical: &self.typical, requests: &self.shapes, tables, seed })
+    }
+
     /// The hosts, empty, with these ranks.
     pub fn fleet(&self, ranks: &[u32]) -> Fleet {
         let ranked = self.hosts.iter().zip(ranks).map(|(host, &rank)| HostSpec { rank, ..host.clone() });
@@ -55,7 +63,7 @@ impl Workload {
     }
 
     /// Thousandths of GPU there are.
-    pub fn capacity_milli(&self) -> i64 {
+    fn capacity_milli(&self) -> i64 {
         self.hosts.iter().map(|host| host.gpus as i64 * 1_000).sum()
     }
 
