@@ -56,6 +56,21 @@ impl Broker {
         Ok(Self { url, cell: endpoints.cell.clone(), client, jetstream })
     }
 
+    /// The cell.
+    pub fn cell(&self) -> &CellId {
+        &self.cell
+    }
+
+    /// Where the broker is.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Its streams.
+    pub fn jetstream(&self) -> &jetstream::Context {
+        &self.jetstream
+    }
+
     /// A text that nobody else will ever choose.
     pub fn unique(&self) -> String {
         let inbox = self.client.new_inbox();

@@ -6,8 +6,11 @@ mod endpoint;
 mod error;
 mod output;
 mod outputs;
+mod past;
 mod postgres;
+mod progress;
 mod sink;
+mod standing;
 mod up;
 mod visible;
 

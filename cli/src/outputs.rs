@@ -26,7 +26,7 @@ impl MadeBy {
     }
 
     /// What an event's id says, `<cell>/<log epoch>/<sequence>/<ordinal>`.
-    fn of_event(event: &CloudEvent) -> Option<Self> {
+    pub fn of_event(event: &CloudEvent) -> Option<Self> {
         let mut parts = event.id.rsplit('/').skip(1);
         let (sequence, epoch) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         Some(Self { epoch, sequence })

@@ -2,81 +2,34 @@
 #![expect(clippy::disallowed_methods, reason = "tests wait for conditions with a deadline")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its stage has failed")]
 
+mod support;
+
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::{Duration, Instant};
 
-use async_nats::jetstream::{self, stream};
 use plimsoll_schemas::alert::{Limit, Scope, Severity, Signal};
 use plimsoll_schemas::id::{CellId, LogEpoch, Position};
 use plimsoll_schemas::out::{AlertChanged, AlertState, Output, Payload};
 use plimsoll_schemas::subject::{OutSubject, out_stream};
 use plimsoll_schemas::time::LogTime;
+use support::{PATIENCE, Server, Started, eventually};
 
-/// Longer than the broker waits for the acknowledgement of what it gave to a sink that was killed at that moment.
-const PATIENCE: Duration = Duration::from_secs(90);
 const CONSUMER: &str = "on-call";
 
 fn cell() -> CellId {
     "local".parse().unwrap()
 }
 
-/// A process that ends with the test.
-struct Started(Child);
-
-impl Started {
-    fn kill(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-fn nats_server() -> Option<PathBuf> {
-    let named = std::env::var_os("NATS_SERVER").map(PathBuf::from);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|folder| folder.join("nats-server"));
-    let tools = std::path::absolute("../.tools/nats-server").unwrap_or_default();
-    named.into_iter().chain(found).chain([tools]).find(|candidate| candidate.is_file())
-}
-
 /// A broker of the test's own with an empty OUT.
-struct Broker {
-    _process: Started,
-    url: String,
-    jetstream: jetstream::Context,
-}
+struct Broker(Server);
 
 impl Broker {
     async fn start(folder: &Path) -> Option<Self> {
-        let Some(program) = nats_server() else {
-            eprintln!("skipped: no nats-server in $NATS_SERVER, PATH or .tools");
-            return None;
-        };
-        let config = folder.join("nats.conf");
-        let store = folder.join("js");
-        std::fs::write(&config, format!("listen: \"127.0.0.1:-1\"\nports_file_dir: {folder:?}\njetstream {{ store_dir: {store:?} }}\n")).unwrap();
-        let process = Started(Command::new(program).arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-        let file = folder.join(format!("nats-server_{}.ports", process.0.id()));
-        eventually("nats-server listens", async || std::fs::read(&file).is_ok_and(|text| text.ends_with(b"}"))).await;
-        let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-        let url = ports["nats"][0].as_str().unwrap().to_owned();
-        let jetstream = jetstream::new(async_nats::connect(&url).await.unwrap());
-        let settings = out_stream(&cell(), 1 << 30);
-        jetstream
-            .create_stream(stream::Config { name: settings.name, subjects: vec![settings.subjects], max_bytes: 1 << 20, ..Default::default() })
-            .await
-            .unwrap();
-        Some(Self { _process: process, url, jetstream })
+        Server::start(folder, &[out_stream(&cell(), 1 << 20)]).await.map(Self)
     }
 
     /// Publishes the `number`th alert and returns its id.
@@ -101,7 +54,7 @@ impl Broker {
         };
         let position = Position { epoch: LogEpoch(0), sequence: number };
         let output = Output::new(&cell(), number, position, 0, LogTime(1), &OutSubject::Alert, Payload::Alert(Box::new(alert)));
-        self.jetstream.publish(output.subject, output.bytes.into()).await.unwrap().await.unwrap();
+        self.0.jetstream.publish(output.subject, output.bytes.into()).await.unwrap().await.unwrap();
         output.id
     }
 
@@ -109,7 +62,7 @@ impl Broker {
     async fn all_acknowledged(&self) {
         let name = out_stream(&cell(), 0).name;
         eventually("everything is acknowledged", async || {
-            let stream = self.jetstream.get_stream(&name).await.unwrap();
+            let stream = self.0.jetstream.get_stream(&name).await.unwrap();
             let info = stream.consumer_info(CONSUMER).await.unwrap();
             info.num_pending == 0 && info.num_ack_pending == 0
         })
@@ -119,7 +72,7 @@ impl Broker {
     /// The command, once it has its place in OUT.
     fn sink(&self, folder: &Path, webhook: &str) -> Started {
         let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
-        command.args(["alerts", "--webhook", webhook, "--consumer", CONSUMER, "--cell", "local", "--nats", &self.url, "--data-dir"]).arg(folder);
+        command.args(["alerts", "--webhook", webhook, "--consumer", CONSUMER, "--cell", "local", "--nats", &self.0.url, "--data-dir"]).arg(folder);
         let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut said = BufReader::new(process.stderr.take().unwrap()).lines();
         let first = said.next().unwrap().unwrap();
@@ -127,14 +80,6 @@ impl Broker {
         // What else it says is read, so that it never waits for its reader.
         std::thread::spawn(move || said.for_each(drop));
         Started(process)
-    }
-}
-
-async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -8,6 +8,7 @@ use crate::id::{GpuUuid, HostId, LogEpoch, Position, TenantId};
 use crate::out::CloudEvent;
 use crate::pace::Pace;
 use crate::settings::Settings;
+use crate::tables::Learned;
 
 /// One control record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -91,6 +92,8 @@ pub enum Control {
         #[serde(default)]
         tenant: Option<TenantId>,
     },
+    /// Put learned tables of placement into force.
+    Tables(Box<Learned>),
 }
 
 /// The log was replaced: where every replica goes on, from one state and under a new log epoch (`log.epoch`).

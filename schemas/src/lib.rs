@@ -6,6 +6,7 @@
 pub mod alert;
 pub mod settings;
 pub mod pace;
+pub mod tables;
 pub mod policy;
 pub mod control;
 pub mod ctl;

@@ -254,6 +254,10 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
+fn is_zero_16(number: &i16) -> bool {
+    *number == 0
+}
+
 fn is_zero_32(number: &u32) -> bool {
     *number == 0
 }
@@ -331,7 +335,7 @@ pub struct LeaseGrant {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<HostShare>,
     /// The request's priority.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero_16")]
     pub priority: i16,
     /// Whether ending it may be proposed to make room.
     #[serde(default, skip_serializing_if = "is_false")]

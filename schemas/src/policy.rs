@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::alert::Rule;
 use crate::pace::Pace;
 use crate::settings::Thresholds;
+use crate::tables::Learned;
 
 /// What is in force under a name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -27,6 +28,8 @@ pub enum Policy {
     Quota(Quota),
     /// How fast placement requests may come, and when load pauses them. Name: `cell` or `tenant/…`.
     Pace(Pace),
+    /// What placement has learned. Name: `placement`.
+    Tables(Box<Learned>),
 }
 
 /// What a tenant may hold.
@@ -60,10 +63,11 @@ impl Policy {
             Self::Cordon(_) => "cordon",
             Self::Quota(_) => Self::QUOTA,
             Self::Pace(_) => "pace",
+            Self::Tables(_) => "tables",
         }
     }
 
-    /// What it says, as one JSON object.
+    /// What it says, as one JSON object. Of tables it leaves out the cells, which stand in OUT.
     pub fn params(&self) -> String {
         let text = match self {
             Self::Settings(thresholds) => serde_json::to_string(thresholds),
@@ -71,6 +75,7 @@ impl Policy {
             Self::Cordon(cordoned) => serde_json::to_string(cordoned),
             Self::Quota(quota) => serde_json::to_string(quota),
             Self::Pace(pace) => serde_json::to_string(pace),
+            Self::Tables(learned) => learned.about(),
             Self::Placement | Self::Logic | Self::Enrolment => Ok("{}".to_owned()),
         };
         text.expect("plain structs always serialise")

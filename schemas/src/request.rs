@@ -260,7 +260,7 @@ fn host() -> Domain {
 /// How near GPUs and members must be to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Scope {
+pub enum Locality {
     /// The GPUs of a member reach each other by NVLink.
     Nvlink,
     /// The GPUs of a member hang on one NUMA node.
@@ -271,7 +271,7 @@ pub enum Scope {
     Rack,
 }
 
-impl Scope {
+impl Locality {
     /// The snake_case name.
     pub const fn code(self) -> &'static str {
         match self {
@@ -288,7 +288,7 @@ impl Scope {
 #[serde(deny_unknown_fields)]
 pub struct Topology {
     /// Within what.
-    pub scope: Scope,
+    pub scope: Locality,
     /// Whether it cannot do without; otherwise it is preferred.
     #[serde(default)]
     pub required: bool,

@@ -428,12 +428,12 @@ fn gaps() -> Vec<Column<GapRow>> {
 
 fn policies() -> Vec<Column<PolicyRow>> {
     with_place([
-        Column::key("kind", Get::Text(|r| Some(&r.row.kind)), "settings, placement, alert_rule, logic, enrolment or cordon."),
+        Column::key("kind", Get::Text(|r| Some(&r.row.kind)), "settings, placement, alert_rule, logic, enrolment, cordon or tables."),
         Column::key("name", Get::Text(|r| Some(&r.row.name)), "Name within its kind: a rule, a policy, host/… or gpu/…, * = every host."),
         Column::new("version", Get::Int32(|r| int32(r.row.version)), "Of a policy or logic its own; else how often that name came into force."),
         Column::key("valid_from", Get::Time(|r| Some(r.row.valid_from.micros())), "From when it holds, log time."),
         Column::new("valid_to", Get::Time(|r| Some(r.row.valid_to?.micros())), "Until when; NULL = now."),
-        Column::new("params", Get::Text(|r| Some(&r.row.params)), "What it says, a JSON object."),
+        Column::new("params", Get::Text(|r| Some(&r.row.params)), "What it says, a JSON object; of tables without their cells."),
         Column::new("set_by", Get::Text(|r| Some(r.row.set_by.code())), "default (shipped) or operator (a control record)."),
         stream_seq(),
         cell(),

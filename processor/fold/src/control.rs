@@ -7,6 +7,7 @@ use plimsoll_schemas::id::{GpuUuid, HostId, Position, TenantId};
 use plimsoll_schemas::policy::{Cordoned, Policy, Quota, SetBy};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::settings::{Settings, Thresholds};
+use plimsoll_schemas::tables::Learned;
 use plimsoll_schemas::time::NS_PER_MS;
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +15,7 @@ use crate::emit::Emit;
 use crate::faults::Faults;
 use crate::placement::policy::catalogue::Name;
 use crate::placing::{VERSION, unknown_policy};
-use crate::policies::FOLD;
+use crate::policies::{FOLD, PLACEMENT};
 use crate::refuse::Refusal;
 use crate::registry::HOSTS_MAX;
 use crate::state_time::Cause;
@@ -70,6 +71,7 @@ impl State {
             Control::Quota { tenant, gpu_milli_max } => self.quota(tenant, *gpu_milli_max, emit),
             Control::Pace { tenant, pace } => self.set_pace(tenant.as_ref(), pace, emit),
             Control::EndPace { tenant } => self.end_pace(tenant.as_ref(), emit),
+            Control::Tables(learned) => self.learned(learned, emit),
         }
     }
 
@@ -264,6 +266,15 @@ impl State {
             self.policies.set(Policy::Logic, FOLD, Some(LOGIC), SetBy::Operator, emit);
         } else {
             self.refuse_control(Reason::UnknownPolicy, format!("logic {version}, this build knows {LOGIC}"), emit);
+        }
+    }
+
+    fn learned(&mut self, learned: &Learned, emit: &mut Emit<'_>) {
+        match learned.check() {
+            Ok(()) => {
+                self.policies.set(Policy::Tables(Box::new(learned.clone())), PLACEMENT, None, SetBy::Operator, emit);
+            }
+            Err(detail) => self.refuse_control(Reason::InvalidPolicy, detail, emit),
         }
     }
 

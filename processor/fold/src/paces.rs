@@ -282,11 +282,11 @@ mod tests {
         let mut state = state(queue(50), None);
         slots(&mut state, "a", 10);
         state.pace_refuse(&tenant("a"), Reason::LimitReached, String::new());
-        for left in [Left::Admitted, Left::Refused, Left::Cancelled] {
+        for left in [Left::Admitted, Left::Cancelled] {
             state.pace_leave(&tenant("a"), left);
         }
         let counts = state.paces.by_tenant[&None].counts;
-        assert_eq!(counts, PaceCounts { admitted: 2, refused: 2, cancelled: 1, waiting: 6 });
+        assert_eq!(counts, PaceCounts { admitted: 2, refused: 1, cancelled: 1, waiting: 7 });
         assert_eq!(counts.offered(), 11);
     }
 }

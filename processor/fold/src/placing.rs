@@ -6,9 +6,10 @@ use plimsoll_schemas::frame::cut;
 use plimsoll_schemas::id::TenantId;
 use plimsoll_schemas::out::{Assignment, Decided, HostShare, LeaseGrant, LeaseState, Outcome, Payload, PreemptionProposed, Victim};
 use plimsoll_schemas::reason::Reason;
-use plimsoll_schemas::request::{Place, TEXT_BYTES_MAX, WHOLE_MILLI};
+use plimsoll_schemas::request::{Bundle, Locality, Place, TEXT_BYTES_MAX, WHOLE_MILLI};
 use plimsoll_schemas::row::{DecisionRow, RequestRow, Row};
 use plimsoll_schemas::subject::OutSubject;
+use plimsoll_schemas::tables::Tables;
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_MS};
 
 use crate::State;
@@ -180,7 +181,7 @@ impl State {
             position: self.meta.position,
             state_hash: hash(self.meta.chain.hash),
             policy: format!("{}@{VERSION}", policy.code()),
-            tables_hash: None,
+            tables_hash: self.tables().filter(|_| policy.learns()).map(Tables::hash_hex),
             mix_hash: policy.learns().then(|| hash(self.mix.hash())),
             attempt: attempt.number,
             queue_ms: u64::try_from(attempt.waited_ms).unwrap_or_default(),
@@ -229,7 +230,7 @@ impl State {
         let policy = self.policy_for(place)?;
         self.within_quota(tenant, &ask, assume)?;
         let hosts = self.hosts_for(tenant, &ask, assume);
-        let chooser = Chooser { policy, mix: &self.mix, tables: None, turn: self.meta.chain.decision_seq };
+        let chooser = Chooser { policy, mix: &self.mix, tables: self.tables(), turn: self.meta.chain.decision_seq };
         Ok(choose(hosts, &ask, chooser, &self.placement_settings()))
     }
 
@@ -475,7 +476,7 @@ fn request_row(tenant: &TenantId, place: &Place, requested_at: LogTime) -> Reque
     let short = |text: &String| cut(text, TEXT_BYTES_MAX).to_owned();
     let valid = Ask::new(place).is_ok();
     let models: Vec<&str> = place.models().collect();
-    let gpus = |bundle: &plimsoll_schemas::request::Bundle| bundle.count.saturating_mul(bundle.members);
+    let gpus = |bundle: &Bundle| bundle.count.saturating_mul(bundle.members);
     let scope = place.constraints.topology.as_ref().filter(|near| near.required).map(|near| near.scope);
     RequestRow {
         request_id: short(&place.request_id),
@@ -485,8 +486,8 @@ fn request_row(tenant: &TenantId, place: &Place, requested_at: LogTime) -> Reque
         n_gpus: place.bundles.iter().map(gpus).fold(0, u32::saturating_add),
         memory_per_gpu_bytes: place.bundles.iter().map(|bundle| i64::try_from(bundle.vram_bytes).unwrap_or(i64::MAX)).max().unwrap_or(0),
         model: (valid && !models.is_empty()).then(|| models.join("|")),
-        same_host: scope == Some(plimsoll_schemas::request::Scope::Host) || place.bundles.iter().map(|bundle| bundle.members).sum::<u32>() == 1,
-        same_nvlink: scope == Some(plimsoll_schemas::request::Scope::Nvlink),
+        same_host: scope == Some(Locality::Host) || place.bundles.iter().map(|bundle| bundle.members).sum::<u32>() == 1,
+        same_nvlink: scope == Some(Locality::Nvlink),
         duration_ms: place.duration_ms.and_then(|ms| i64::try_from(ms).ok()),
         priority: place.priority,
         // Labels of a request that is refused may be of any size.

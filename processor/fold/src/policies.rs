@@ -8,6 +8,7 @@ use plimsoll_schemas::out::{Payload, PolicyChanged};
 use plimsoll_schemas::policy::{Policy, SetBy};
 use plimsoll_schemas::row::{PolicyRow, Row};
 use plimsoll_schemas::subject::OutSubject;
+use plimsoll_schemas::tables::Tables;
 use plimsoll_schemas::time::LogTime;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,11 @@ use crate::{LOGIC, State};
 
 /// Name of what there is only one of.
 pub(crate) const FOLD: &str = "fold";
+/// Name of what placement has learned.
+pub(crate) const PLACEMENT: &str = "placement";
+
+/// Where that stands: its kind and its name.
+const TABLES_KEY: &str = "tables/placement";
 
 /// What is in force under a kind and a name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,7 +80,8 @@ impl Policies {
             | Policy::Logic
             | Policy::Enrolment
             | Policy::Cordon(_)
-            | Policy::Pace(_) => None,
+            | Policy::Pace(_)
+            | Policy::Tables(_) => None,
         }
     }
 
@@ -124,6 +131,21 @@ impl State {
         for rule in alert::defaults() {
             let name = rule.name.clone();
             policies.set(Policy::AlertRule(rule), &name, None, SetBy::Default, emit);
+        }
+    }
+
+    /// What placement has learned; nothing while no tables are in force.
+    pub fn tables(&self) -> Option<&Tables> {
+        match &self.policies.by_key.get(TABLES_KEY)?.policy {
+            Policy::Tables(learned) => Some(&learned.tables),
+            Policy::Settings(_)
+            | Policy::Placement
+            | Policy::AlertRule(_)
+            | Policy::Logic
+            | Policy::Enrolment
+            | Policy::Cordon(_)
+            | Policy::Quota(_)
+            | Policy::Pace(_) => None,
         }
     }
 }

@@ -7,11 +7,12 @@ use plimsoll_schemas::alert::{Limit, Rule, Severity, Signal};
 use plimsoll_schemas::control::{Control, Cordon};
 use plimsoll_schemas::out::{DeviceState, LeaseState, Payload};
 use plimsoll_schemas::pace::{Pace, Preset};
-use plimsoll_schemas::policy::SetBy;
+use plimsoll_schemas::policy::{Policy, SetBy};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Renew, Request};
 use plimsoll_schemas::row::{PolicyRow, Row, Table};
 use plimsoll_schemas::settings::Settings;
+use plimsoll_schemas::tables::{Learned, Tables};
 use plimsoll_schemas::time::{LogTime, NS_PER_S};
 use support::fleet::Fleet;
 use support::{gpu, host_id, tenant, uuid};
@@ -106,6 +107,36 @@ fn a_control_record_that_cannot_be_carried_out_is_refused_by_name_and_changes_no
     check(Control::Uncordon(Cordon::Gpu(uuid(9, 9))), Reason::DeviceNotRegistered, "no gpu GPU-9-9");
     check(Control::Drain { what: Cordon::Host(host_id(0)), grace_ms: Some(u64::MAX) }, Reason::OutOfRange, "at most 2592000000");
     check(Control::Expel { host: host_id(9) }, Reason::DeviceNotRegistered, "no host host-9");
+    let tables = |change: &dyn Fn(&mut Learned)| {
+        let mut learned = learned();
+        change(&mut learned);
+        Control::Tables(Box::new(learned))
+    };
+    check(tables(&|l| l.tables.cells.truncate(9)), Reason::InvalidPolicy, "9 cells for 1 models, expected 3030 for each");
+    check(tables(&|l| l.hash = "00".to_owned()), Reason::InvalidPolicy, "the hash says \"00\", models and cells give");
+    check(tables(&|l| l.tables.cells[30] = 1_001), Reason::InvalidPolicy, "cell 30 is 1001, expected 0 to 1000");
+}
+
+fn learned() -> Learned {
+    let tables = Tables::untaught(&["H100".to_owned()]);
+    Learned { hash: tables.hash_hex(), unallocated_ppm: 40_000, incumbent_unallocated_ppm: 47_000, incumbent_hash: None, tables }
+}
+
+#[test]
+fn learned_tables_come_into_force_with_their_cells_in_out_and_their_scores_in_sql() {
+    let mut fleet = Fleet::with_hosts(0);
+    fleet.clear();
+    fleet.control(Control::Tables(Box::new(learned())));
+    assert_eq!(fleet.state.tables(), Some(&learned().tables));
+    let said = fleet.payloads().into_iter().find_map(|payload| if let Payload::Policy(p) = payload { Some(p.policy) } else { None });
+    assert_eq!(said, Some(Policy::Tables(Box::new(learned()))));
+    let (version, params) = in_force(&fleet.effects, "tables", "placement", LogTime(fleet.now_ns)).expect("in force");
+    assert_eq!(version, 1);
+    let params: serde_json::Value = serde_json::from_str(&params).expect("an object");
+    let expected = serde_json::json!({
+        "hash": learned().hash, "models": ["H100"], "unallocated_ppm": 40_000, "incumbent_unallocated_ppm": 47_000
+    });
+    assert_eq!(params, expected);
 }
 
 #[test]

@@ -4,13 +4,14 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use plimsoll_fold::placement::openb::arrivals::{self, Sequence, Sizes};
-use plimsoll_fold::placement::openb::curve::{Curve, MARK_MAX};
-use plimsoll_fold::placement::openb::lesson::{self, Plan};
-use plimsoll_fold::placement::openb::{self, Workload, trace};
-use plimsoll_fold::placement::policy::catalogue::{Name, Parts};
+use plimsoll_fold::placement::openb::arrivals::{self, Sizes};
+use plimsoll_fold::placement::openb::{self, trace};
+use plimsoll_fold::placement::policy::catalogue::Name;
+use plimsoll_fold::placement::policy::curve::{Curve, MARK_MAX};
+use plimsoll_fold::placement::policy::lesson::{self, Judge, Plan};
 use plimsoll_fold::placement::policy::placer::Placer;
 use plimsoll_fold::placement::policy::tables::Tables;
+use plimsoll_fold::placement::policy::workload::{Sequence, Workload, fill};
 
 /// The published curves are rounded to 0.01 percent: as millionths, and a little more.
 const TOLERANCE_PPM: i64 = 110;
@@ -35,14 +36,13 @@ impl Experiment {
         let pods = trace::pods(&text(format!("openb_pod_list_{trace}.csv"))).expect("a pod list");
         let bytes = gunzip(&folder.join(format!("arrivals_{trace}.bin.gz")));
         let sequences = arrivals::recorded(&bytes, Sizes { pods: pods.len(), hosts: hosts.len() }).expect("sequences");
-        Self { workload: Workload::new(hosts, &pods).expect("a fleet"), sequences }
+        Self { workload: openb::workload(hosts, &pods).expect("a fleet"), sequences }
     }
 
     fn run(&self, sequence: &Sequence, policy: Name, tables: &Tables) -> Curve {
-        let policy =
-            policy.policy(Parts { typical: &self.workload.typical, requests: &self.workload.requests, tables, seed: sequence.seed, turn: 0 });
+        let policy = self.workload.policy(policy, tables, sequence.seed);
         let mut placer = Placer::new(self.workload.fleet(&sequence.ranks), policy);
-        openb::run(&mut placer, sequence.pods.iter().map(|&pod| &self.workload.shapes[pod]))
+        fill(&mut placer, self.workload.asked(sequence))
     }
 }
 
@@ -126,8 +126,9 @@ fn policies_that_learned_from_other_sequences_leave_less_than_fgd() {
     let experiment = Experiment::read(&folder, "default");
     // Millionths at 100 and 130 percent of arrived load, at most.
     for (policy, at_100, at_130) in [(Name::Tw, 39_500, 38_500), (Name::Hybrid, 41_000, 40_000)] {
-        let plan = Plan { seeds: (1_000..1_008).collect(), load_percent: 100 };
-        let lesson = lesson::learn(&experiment.workload, policy, &plan).expect("seeds enough");
+        let judge = Judge::new(&experiment.workload, 1_006..1_008);
+        let plan = Plan { policy, rounds: 6, rehearsed: (1_000..1_006).collect(), load_percent: 100, judge: &judge };
+        let lesson = lesson::learn(&experiment.workload, &plan, &|| {});
         let mut means = [0, 0];
         for sequence in experiment.sequences.iter().take(2) {
             let at = |curve: Curve| [100, 130].map(|mark| curve.unallocated_ppm(mark).expect("a mark"));

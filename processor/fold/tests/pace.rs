@@ -26,16 +26,7 @@ fn every(min_request_interval_ms: u32) -> Pace {
 
 /// A request of a tenant for one part in a hundred of a GPU.
 fn ask(fleet: &mut Fleet, n: u64, id: String) {
-    let place = Place {
-        request_id: id,
-        bundles: vec![Bundle { count: 1, milli: 10, vram_bytes: 0, mig_profile: None }],
-        model: None,
-        workload: None,
-        duration_ms: None,
-        priority: 0,
-        lease_ttl_ms: None,
-        labels: Default::default(),
-    };
+    let place = Place { request_id: id, bundles: vec![Bundle { milli: 10, ..Bundle::default() }], ..Place::default() };
     fleet.push(Body::Request(tenant(n), Box::new(Request::Place(place))));
 }
 

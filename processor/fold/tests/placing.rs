@@ -10,7 +10,7 @@ use plimsoll_schemas::control::{Control, Cordon};
 use plimsoll_schemas::inventory::{EventKind, Gpu, Placement};
 use plimsoll_schemas::out::{Decided, Outcome, Payload, PreemptionProposed};
 use plimsoll_schemas::reason::Reason;
-use plimsoll_schemas::request::{AntiAffinity, Bundle, Cancel, Constraints, Domain, Place, Release, Request, Scope, Spread, Topology};
+use plimsoll_schemas::request::{AntiAffinity, Bundle, Cancel, Constraints, Domain, Locality, Place, Release, Request, Spread, Topology};
 use plimsoll_schemas::time::{EventTime, NS_PER_S};
 use support::fleet::Fleet;
 use support::{GIB, cell, gpu, inventory, tenant, uuid};
@@ -119,15 +119,15 @@ fn members_stay_together_or_apart_as_asked() {
     let near = |scope, required| Constraints { topology: Some(Topology { scope, required }), ..Constraints::default() };
     let apart = |required| Constraints { spread: Some(Spread { over: Domain::Host, required }), ..Constraints::default() };
 
-    let together = ask(&mut fleet, with("a", members(1, 2), near(Scope::Host, true)));
+    let together = ask(&mut fleet, with("a", members(1, 2), near(Locality::Host, true)));
     assert_eq!(hosts(&together), [(0, "host-0".to_owned()), (1, "host-0".to_owned())]);
     release(&mut fleet, &together);
     let spread = ask(&mut fleet, with("b", members(1, 2), apart(true)));
     assert_eq!(hosts(&spread), [(0, "host-0".to_owned()), (1, "host-1".to_owned())]);
 
-    let nowhere = ask(&mut fleet, with("c", members(1, 2), near(Scope::Host, true)));
+    let nowhere = ask(&mut fleet, with("c", members(1, 2), near(Locality::Host, true)));
     assert_eq!(outcome(&nowhere), (Outcome::Rejected, Some(Reason::Topology)), "{:?}", nowhere.detail);
-    let preferred = ask(&mut fleet, with("d", members(1, 2), near(Scope::Host, false)));
+    let preferred = ask(&mut fleet, with("d", members(1, 2), near(Locality::Host, false)));
     assert_eq!(hosts(&preferred), [(0, "host-0".to_owned()), (1, "host-1".to_owned())]);
     release(&mut fleet, &preferred);
     let three = ask(&mut fleet, with("e", members(1, 3), apart(true)));
@@ -186,8 +186,8 @@ fn a_request_stands_only_where_its_constraints_allow() {
     assert_eq!(on(&|r| r.constraints.within = [(Domain::Rack, "r2".to_owned())].into()), "label_mismatch");
     assert_eq!(on(&|r| r.bundles[0].mig_profile = Some("1g.10gb".to_owned())), "mig_profile");
     let near = |scope| Some(Topology { scope, required: true });
-    assert_eq!(on(&|r| (r.bundles[0].count, r.constraints.topology) = (2, near(Scope::Nvlink))), "host-1");
-    assert_eq!(on(&|r| (r.bundles[0].count, r.constraints.topology) = (2, near(Scope::Numa))), "topology");
+    assert_eq!(on(&|r| (r.bundles[0].count, r.constraints.topology) = (2, near(Locality::Nvlink))), "host-1");
+    assert_eq!(on(&|r| (r.bundles[0].count, r.constraints.topology) = (2, near(Locality::Numa))), "topology");
     assert_eq!(on(&|r| r.bundles[0].cpu_milli = 64_000), "host-0");
     assert_eq!(on(&|r| r.bundles[0].cpu_milli = 64_001), "insufficient_cpu");
     assert_eq!(on(&|r| r.policy = Some("worst_fit@1".to_owned())), "host-0");

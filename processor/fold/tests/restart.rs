@@ -13,6 +13,7 @@ use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::row::{PlacedRow, Row};
 use plimsoll_schemas::settings::Settings;
+use plimsoll_schemas::tables::{CELLS, Learned, Tables};
 use support::{Log, Plan, Rng, START_S, cell, frame, gpu, inventory, scenario, tenant};
 
 type Store = BTreeMap<(StateTable, Vec<u8>), Vec<u8>>;
@@ -186,6 +187,33 @@ fn settings_and_paces_that_change_all_the_time_hold_the_same_after_a_restart() {
     assert!(paused > 10, "load paused placements {paused} times");
 }
 
+fn learned(idle: i32) -> Control {
+    let mut tables = Tables::untaught(&["H100".to_owned()]);
+    tables.cells[CELLS - 1] = idle;
+    Control::Tables(Box::new(Learned { hash: tables.hash_hex(), unallocated_ppm: 1, incumbent_unallocated_ppm: 2, incumbent_hash: None, tables }))
+}
+
+#[test]
+fn learned_tables_are_the_same_after_a_restart() {
+    let mut log = Log::starting_at(START_S);
+    let tables = [learned(1), learned(2)].map(|control| Body::Control(Box::new(control)));
+    tables.iter().chain(&tables[1..]).for_each(|body| log.push(body.clone()));
+    let (mut whole, mut store, mut said) = (State::new(cell()), Store::new(), Vec::new());
+    assert_eq!(whole.tables(), None);
+    for record in &log.records {
+        let (mut a, mut b) = (Effects::default(), Effects::default());
+        commit(&mut whole, &mut store);
+        let mut restored = restore(&store);
+        whole.step(record, &mut a);
+        restored.step(record, &mut b);
+        assert_eq!(a, b, "{}", record.position);
+        assert_eq!((whole.tables(), whole.hash()), (restored.tables(), restored.hash()), "{}", record.position);
+        said.push(a.outputs.len());
+    }
+    assert_eq!(whole.tables().map(|tables| tables.cells[CELLS - 1]), Some(2));
+    assert_eq!(said, [1, 1, 0], "what is in force already changes nothing");
+}
+
 #[test]
 fn more_timers_than_one_record_serves_act_in_the_same_order_after_a_restart() {
     let hosts = 5_000;
@@ -258,7 +286,8 @@ fn damaged_entries_are_refused_and_named() {
         assert!(error.contains(expected), "{error:?} does not say {expected:?}");
     };
     let key = |part: u8| (StateTable::Devices, vec![0, 0, 0, 0, part]);
-    check(&|s| s.get_mut(&key(0)).expect("there")[0] = 255, &format!("format 255, this build reads {FORMAT}"));
+    let other = FORMAT as u8 + 1;
+    check(&|s| s.get_mut(&key(0)).expect("there")[0] = other, &format!("format {other}, this build reads {FORMAT}"));
     check(&|s| s.get_mut(&key(0)).expect("there").truncate(5), "table devices, key 0000000000");
     check(&|s| drop(s.remove(&key(0))), "no such device");
     check(&|s| drop(s.remove(&(StateTable::Hosts, vec![0, 0, 0, 0]))), "without a hole");

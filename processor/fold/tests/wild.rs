@@ -2,6 +2,7 @@
 
 mod support;
 
+use plimsoll_fold::placement::policy::catalogue::Name;
 use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::alert::{Limit, Rule, Severity, Signal};
 use plimsoll_schemas::control::{Control, Cordon};
@@ -12,9 +13,12 @@ use plimsoll_schemas::inventory::{EventKind, HostEvent, Remap};
 use plimsoll_schemas::pace::{Mode, Pace, Preset};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::{Body, Record, Refused};
-use plimsoll_schemas::request::{Bundle, Distribute, Place, Release, Renew, Request, Strategy as Split};
+use plimsoll_schemas::request::{
+    Bundle, Cancel, Constraints, Distribute, Domain, Locality, Place, Release, Renew, Request, Spread, Strategy as Split, Topology,
+};
 use plimsoll_schemas::sample::{Field, Sample};
 use plimsoll_schemas::settings::{Settings, Thresholds};
+use plimsoll_schemas::tables::{CELLS, Learned, Tables};
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_S};
 use proptest::prelude::*;
 use support::{START_S, cell, gpu, host_id, inventory, tenant, uuid};
@@ -107,25 +111,54 @@ fn event() -> impl Strategy<Value = Body> {
 fn request() -> impl Strategy<Value = Body> {
     let id = || prop_oneof![4 => (0u32..30).prop_map(|n| format!("r{n}")), 1 => Just(String::new()), 1 => Just("x".repeat(300))];
     let lease = || (0u32..9).prop_map(|n| format!("lease-test-{n}"));
-    let place = (
-        id(),
-        proptest::collection::vec((wild_u32(), wild_u32(), wild_u64()), 0..3),
-        proptest::option::of(wild_u64()),
-        proptest::option::of(wild_u64()),
-    )
-        .prop_map(|(request_id, bundles, lease_ttl_ms, duration_ms)| {
-            let bundles = bundles.into_iter().map(|(count, milli, vram_bytes)| Bundle { count, milli, vram_bytes, ..Bundle::default() }).collect();
-            Request::Place(Place { request_id, bundles, duration_ms, priority: i16::MIN, lease_ttl_ms, ..Place::default() })
-        });
+    let bundle = (wild_u32(), wild_u32(), wild_u64(), prop_oneof![4 => 1u32..4, 1 => wild_u32()], wild_u64(), wild_u64()).prop_map(
+        |(count, milli, vram_bytes, members, cpu_milli, memory_bytes)| Bundle {
+            count,
+            milli,
+            vram_bytes,
+            members,
+            cpu_milli,
+            memory_bytes,
+            ..Bundle::default()
+        },
+    );
+    let small = (1u32..3, 1u32..4).prop_map(|(count, members)| Bundle { count, members, ..Bundle::default() });
+    let bundles = proptest::collection::vec(prop_oneof![bundle, small], 0..3);
+    let waits = (proptest::option::of(wild_u64()), proptest::option::of(any::<i64>()), any::<i16>(), any::<bool>());
+    let place = (id(), bundles, proptest::option::of(wild_u64()), proptest::option::of(wild_u64()), waits, any_constraints()).prop_map(
+        |(request_id, bundles, lease_ttl_ms, duration_ms, (max_wait_ms, not_before, priority, preemptible), constraints)| {
+            let not_before = not_before.map(EventTime);
+            let place = Place { request_id, bundles, duration_ms, priority, lease_ttl_ms, max_wait_ms, not_before, preemptible, ..Place::default() };
+            Request::Place(Place { constraints, ..place })
+        },
+    );
     let request = prop_oneof![
         4 => place,
         1 => (id(), proptest::collection::vec(lease(), 0..3)).prop_map(|(request_id, lease_ids)| Request::Renew(Renew { request_id, lease_ids })),
+        1 => (id(), id()).prop_map(|(request_id, cancels)| Request::Cancel(Cancel { request_id, cancels })),
         1 => (id(), lease()).prop_map(|(request_id, lease_id)| Request::Release(Release { request_id, lease_id })),
         1 => (id(), wild_u64(), proptest::option::of(any::<i64>())).prop_map(|(request_id, items, max_per_device)| {
             Request::Distribute(Distribute { request_id, items, strategy: Split::Capacity, devices: None, weights: None, max_per_device })
         }),
     ];
     (0u64..2, request).prop_map(|(n, request)| Body::Request(tenant(n), Box::new(request)))
+}
+
+/// Half of them can be kept.
+fn any_constraints() -> impl Strategy<Value = Constraints> {
+    let version = || proptest::option::of(prop_oneof![Just("1.2".to_owned()), Just("?".to_owned())]);
+    let domain = || prop_oneof![Just(Domain::Host), Just(Domain::Rack), Just(Domain::Zone)];
+    let scope = prop_oneof![Just(Locality::Nvlink), Just(Locality::Numa), Just(Locality::Host), Just(Locality::Rack)];
+    let topology = proptest::option::of((scope, any::<bool>()).prop_map(|(scope, required)| Topology { scope, required }));
+    let spread = proptest::option::of((domain(), any::<bool>()).prop_map(|(over, required)| Spread { over, required }));
+    let limits = (version(), version(), topology, spread).prop_map(|(driver_min, compute_capability_min, topology, spread)| Constraints {
+        driver_min,
+        compute_capability_min,
+        topology,
+        spread,
+        ..Constraints::default()
+    });
+    prop_oneof![Just(Constraints::default()), limits]
 }
 
 /// Any number for any setting; most are refused, some hold.
@@ -173,6 +206,16 @@ fn any_pace() -> impl Strategy<Value = Pace> {
     )
 }
 
+/// Tables of one model with any cell changed, so that some hold and most do not.
+fn any_tables() -> impl Strategy<Value = Learned> {
+    (0..CELLS, prop_oneof![Just(0i32), 0i32..1_000, any::<i32>()], wild_u32(), any::<bool>()).prop_map(|(cell, value, ppm, hashed)| {
+        let mut tables = Tables::untaught(&["H100".to_owned()]);
+        tables.cells[cell] = value;
+        let hash = if hashed { tables.hash_hex() } else { String::new() };
+        Learned { hash, unallocated_ppm: ppm, incumbent_unallocated_ppm: ppm / 2, incumbent_hash: None, tables }
+    })
+}
+
 fn control() -> impl Strategy<Value = Body> {
     let control = prop_oneof![
         Just(Control::Enrol { hosts: vec![] }),
@@ -195,9 +238,12 @@ fn control() -> impl Strategy<Value = Body> {
         any_rule().prop_map(Control::AlertRule),
         (0usize..3).prop_map(|n| Control::RemoveAlertRule { name: ["gpu_hot", "wild", "no_such"][n].to_owned() }),
         (wild_u32()).prop_map(|version| Control::Placement { policy: "headroom".to_owned(), version }),
+        (0..Name::ALL.len()).prop_map(|n| Control::Placement { policy: Name::ALL[n].code().to_owned(), version: 1 }),
+        (0u64..2, proptest::option::of(wild_u64())).prop_map(|(n, gpu_milli_max)| Control::Quota { tenant: tenant(n), gpu_milli_max }),
         (wild_u32()).prop_map(|version| Control::Logic { version }),
         (proptest::option::of(0u64..2), any_pace()).prop_map(|(n, pace)| Control::Pace { tenant: n.map(tenant), pace }),
         proptest::option::of(0u64..2).prop_map(|n| Control::EndPace { tenant: n.map(tenant) }),
+        any_tables().prop_map(|learned| Control::Tables(Box::new(learned))),
     ];
     control.prop_map(|control| Body::Control(Box::new(control)))
 }

@@ -3,23 +3,28 @@
 use std::collections::BTreeMap;
 
 use plimsoll_schemas::alert::{Limit, Rule, Scope, Severity, Signal};
+use plimsoll_schemas::candidates::Candidates;
 use plimsoll_schemas::control::{Check, Control, Cordon, NewEpoch, Tick};
 use plimsoll_schemas::ctl::{Class, Ctl, Repair};
 use plimsoll_schemas::frame::{self, Frame, Rejected};
 use plimsoll_schemas::id::{CellId, DeviceKey, GpuUuid, HostId, LogEpoch, Position, Slot, TenantId};
 use plimsoll_schemas::inventory::{EventKind, Gpu, HostEvent, Inventory, Placement, Remap};
 use plimsoll_schemas::out::{
-    AlertChanged, AlertState, Assignment, Decided, DeviceChanged, DeviceState, Distributed, Gap, GapState, HostChanged, LeaseChanged, LeaseGrant,
-    LeaseState, Outcome, Output, PaceChanged, PaceCounts, PaceState, Payload, PolicyChanged, RejectedOut, RunnerUp,
+    AlertChanged, AlertState, Assignment, Decided, DeviceChanged, DeviceState, Distributed, Gap, GapState, HostChanged, HostShare, LeaseChanged,
+    LeaseGrant, LeaseState, NearestMiss, Outcome, Output, PaceChanged, PaceCounts, PaceState, Payload, PolicyChanged, PreemptionProposed,
+    RejectedOut, RunnerUp, ScoreParts, Victim,
 };
 use plimsoll_schemas::pace::{Mode, Pace, Preset};
-use plimsoll_schemas::policy::{Cordoned, Policy, SetBy};
+use plimsoll_schemas::policy::{Cordoned, Policy, Quota, SetBy};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::Body;
-use plimsoll_schemas::request::{Bundle, Distribute, Place, Release, Renew, Request, Strategy};
+use plimsoll_schemas::request::{
+    AntiAffinity, Bundle, Cancel, Constraints, Distribute, Domain, Locality, Place, Release, Renew, Request, Spread, Strategy, Topology,
+};
 use plimsoll_schemas::sample::{Field, Sample};
 use plimsoll_schemas::settings::Settings;
 use plimsoll_schemas::subject::{LogSubject, OutSubject};
+use plimsoll_schemas::tables::{Learned, Tables};
 use plimsoll_schemas::time::{EventTime, LogTime};
 
 /// 2026-01-02T03:04:05.678901234Z
@@ -160,6 +165,34 @@ fn place() -> Place {
     }
 }
 
+/// Everything a placement request can say.
+fn gang() -> Place {
+    let labels: BTreeMap<String, String> = [("app".to_owned(), "db".to_owned())].into();
+    Place {
+        request_id: "gang-1".to_owned(),
+        bundles: vec![
+            Bundle { name: Some("worker".to_owned()), count: 8, members: 4, cpu_milli: 64_000, memory_bytes: 1 << 39, ..Bundle::default() },
+            Bundle { mig_profile: Some("1g.10gb".to_owned()), ..Bundle::default() },
+        ],
+        models: vec!["NVIDIA H100 80GB HBM3".to_owned(), "NVIDIA H200".to_owned()],
+        constraints: Constraints {
+            driver_min: Some("550.54".to_owned()),
+            compute_capability_min: Some("9.0".to_owned()),
+            within: [(Domain::Pool, "blue".to_owned())].into(),
+            anti_affinity: Some(AntiAffinity { labels: labels.clone(), over: Domain::Rack }),
+            topology: Some(Topology { scope: Locality::Nvlink, required: true }),
+            spread: Some(Spread { over: Domain::Host, required: false }),
+        },
+        priority: 3,
+        preemptible: true,
+        not_before: Some(EventTime(AT)),
+        max_wait_ms: Some(3_600_000),
+        policy: Some("best_fit@1".to_owned()),
+        labels,
+        ..Place::default()
+    }
+}
+
 /// A message of the LOG: a name for its file, where it goes, what it says.
 pub struct LogExample {
     pub name: &'static str,
@@ -220,6 +253,10 @@ pub fn log_messages() -> Vec<LogExample> {
         control_of("control-pace", Control::Pace { tenant: None, pace: Preset::Default.pace() }),
         control_of("control-pace-tenant", Control::Pace { tenant: Some(tenant()), pace: pace() }),
         control_of("control-end_pace", Control::EndPace { tenant: Some(tenant()) }),
+        request_of("request-place-gang", Request::Place(gang())),
+        request_of("request-cancel", Request::Cancel(Cancel { request_id: "cancel-1".to_owned(), cancels: "train-42".to_owned() })),
+        control_of("control-quota", Control::Quota { tenant: tenant(), gpu_milli_max: Some(64_000) }),
+        control_of("control-tables", Control::Tables(Box::new(learned()))),
         ("tick", LogSubject::Tick, Body::Tick(Tick { replica: "p-1".to_owned(), second: 1_767_323_045 })),
         (
             "check",
@@ -244,7 +281,8 @@ pub fn ctl_messages() -> Vec<(&'static str, Ctl)> {
 }
 
 fn new_epoch() -> NewEpoch {
-    let adopted = outputs().into_iter().filter(|example| matches!(example.payload, Payload::Decided(_) | Payload::Lease(_)));
+    let adopted = ["place.decided-placed", "place.decided-rejected", "lease.changed"];
+    let adopted = outputs().into_iter().filter(|example| adopted.contains(&example.name));
     NewEpoch {
         epoch: LogEpoch(2),
         base: position(),
@@ -315,12 +353,66 @@ pub fn outputs() -> Vec<OutExample> {
         ("policy.changed-pace", OutSubject::Policy, policy_changed(Policy::Pace(pace()), "tenant/research")),
         ("pace.changed-paused", OutSubject::Policy, Payload::Pace(Box::new(paused()))),
         ("pace.changed-resumed", OutSubject::Policy, Payload::Pace(Box::new(resumed()))),
+        ("policy.changed-tables", OutSubject::Policy, policy_changed(Policy::Tables(Box::new(learned())), "placement")),
+        ("policy.changed-quota", OutSubject::Policy, policy_changed(Policy::Quota(Quota { gpu_milli_max: 64_000 }), "research")),
+        ("place.decided-gang", decision(), Payload::Decided(gang_placed())),
+        ("place.decided-deferred", decision(), Payload::Decided(deferred())),
+        ("preemption.proposed", decision(), Payload::Preemption(Box::new(preemption()))),
     ];
     let make = |(place, (name, to, payload)): (u32, (&'static str, OutSubject, Payload))| {
         let output = Output::new(&cell(), u64::from(place) + 1, position(), place, LogTime(AT), &to, payload.clone());
         OutExample { name, payload, output }
     };
     (0..).zip(payloads).map(make).collect()
+}
+
+fn gang_placed() -> Decided {
+    let one = placed();
+    let gpu = |member| Assignment { member, bundle: Some("worker".to_owned()), ..one.assignments[0].clone() };
+    let share = HostShare { host: host(), cpu_milli: 128_000, memory_bytes: 1 << 40 };
+    let lease = one.lease.clone().map(|lease| LeaseGrant {
+        hosts: vec![share],
+        priority: 3,
+        preemptible: true,
+        labels: [("app".to_owned(), "db".to_owned())].into(),
+        ..lease
+    });
+    Decided {
+        state_hash: "00c0ffee00c0ffee".to_owned(),
+        policy: "hybrid@1".to_owned(),
+        tables_hash: Some("0123456789abcdef".to_owned()),
+        mix_hash: Some("fedcba9876543210".to_owned()),
+        attempt: 3,
+        queue_ms: 2_000,
+        assignments: vec![gpu(0), gpu(1)],
+        lease,
+        score_micro: Some(-2_000_000),
+        parts: Some(parts()),
+        runners_up: vec![RunnerUp { host: host(), score_micro: -3_000_000, parts: Some(parts()) }],
+        candidates: Some(Candidates::of([Some(Reason::Stale), None, None, Some(Reason::LeaseConflict)])),
+        by_gpu_alone: true,
+        ..one
+    }
+}
+
+fn parts() -> ScoreParts {
+    ScoreParts { fragmentation_milli: 120, waste_milli: -40, scarcity_milli: 250 }
+}
+
+fn deferred() -> Decided {
+    let miss = NearestMiss { host: host(), gpus: 7, gpus_needed: 8, reason: Reason::LeaseConflict, hosts: 14 };
+    Decided { outcome: Outcome::Deferred, nearest_miss: Some(miss), earliest_at: Some(LogTime(AT).rfc3339()), ..rejected() }
+}
+
+fn preemption() -> PreemptionProposed {
+    PreemptionProposed {
+        request_id: "train-42".to_owned(),
+        tenant: tenant(),
+        priority: 3,
+        position: position(),
+        victims: vec![Victim { lease_id: "lease-east-1-7".to_owned(), tenant: tenant(), priority: -1 }],
+        device_uuids: vec![uuid(1), uuid(2)],
+    }
 }
 
 fn placed() -> Decided {
@@ -333,7 +425,12 @@ fn placed() -> Decided {
         reason: None,
         detail: None,
         position: position(),
+        state_hash: String::new(),
         policy: "headroom@1".to_owned(),
+        tables_hash: None,
+        mix_hash: None,
+        attempt: 1,
+        queue_ms: 0,
         hosts_considered: 16,
         hosts_feasible: 3,
         refused: [(Reason::Stale, 2), (Reason::LeaseConflict, 40)].into(),
@@ -346,9 +443,26 @@ fn placed() -> Decided {
             milli: 1_000,
             vram_bytes: 68_719_476_736,
             score_micro: 987_654,
+            member: 0,
+            bundle: None,
         }],
-        lease: Some(LeaseGrant { lease_id: "l-1".to_owned(), fence: 17, ttl_ms: 600_000, expires_at: LogTime(AT).plus_ms(600_000).rfc3339() }),
-        runners_up: vec![RunnerUp { host: host(), score_micro: 900_000 }],
+        lease: Some(LeaseGrant {
+            lease_id: "l-1".to_owned(),
+            fence: 17,
+            ttl_ms: 600_000,
+            expires_at: LogTime(AT).plus_ms(600_000).rfc3339(),
+            hosts: Vec::new(),
+            priority: 0,
+            preemptible: false,
+            labels: BTreeMap::new(),
+        }),
+        score_micro: None,
+        parts: None,
+        runners_up: vec![RunnerUp { host: host(), score_micro: 900_000, parts: None }],
+        candidates: None,
+        nearest_miss: None,
+        earliest_at: None,
+        by_gpu_alone: false,
     }
 }
 
@@ -461,6 +575,12 @@ fn cell_alert() -> AlertChanged {
 
 fn cordoned() -> Cordoned {
     Cordoned { drain: true, grace_ms: None }
+}
+
+fn learned() -> Learned {
+    let tables = Tables::untaught(&["NVIDIA H100 80GB HBM3".to_owned()]);
+    let incumbent_hash = Some("00ff00ff00ff00ff".to_owned());
+    Learned { hash: tables.hash_hex(), unallocated_ppm: 40_000, incumbent_unallocated_ppm: 47_000, incumbent_hash, tables }
 }
 
 fn policy_changed(policy: Policy, name: &str) -> Payload {

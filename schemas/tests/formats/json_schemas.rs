@@ -6,7 +6,8 @@ use plimsoll_schemas::control::{Check, Control, NewEpoch, Tick};
 use plimsoll_schemas::ctl::Ctl;
 use plimsoll_schemas::inventory::{HostEvent, Inventory};
 use plimsoll_schemas::out::{
-    AlertChanged, CloudEvent, Decided, DeviceChanged, Distributed, Gap, HostChanged, LeaseChanged, PaceChanged, Payload, PolicyChanged, RejectedOut,
+    AlertChanged, CloudEvent, Decided, DeviceChanged, Distributed, Gap, HostChanged, LeaseChanged, PaceChanged, Payload, PolicyChanged,
+    PreemptionProposed, RejectedOut,
 };
 use plimsoll_schemas::request::Request;
 use schemars::JsonSchema;
@@ -35,6 +36,7 @@ fn definition_of(payload: &Payload) -> std::borrow::Cow<'static, str> {
         Payload::Alert(_) => AlertChanged::schema_name(),
         Payload::Policy(_) => PolicyChanged::schema_name(),
         Payload::Pace(_) => PaceChanged::schema_name(),
+        Payload::Preemption(_) => PreemptionProposed::schema_name(),
     }
 }
 

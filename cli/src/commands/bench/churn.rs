@@ -4,10 +4,11 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use plimsoll_fold::placement::openb::Workload;
 use plimsoll_fold::placement::policy::draw::Draw;
 use plimsoll_fold::placement::policy::fleet::Place;
 use plimsoll_fold::placement::policy::placer::Placer;
+use plimsoll_fold::placement::policy::shape::Shape;
+use plimsoll_fold::placement::policy::workload::Workload;
 
 /// Mean stays that pass before anything is counted.
 const WARM_UP_STAYS: f64 = 4.0;
@@ -28,7 +29,7 @@ pub struct Lost {
 /// Runs with this offered load, percent of the GPUs. Time is counted in mean gaps between arrivals.
 pub fn run(workload: &Workload, placer: &mut Placer, load_pct: f64, seed: u64) -> Lost {
     let mut draw = Draw::new(seed);
-    let milli: i64 = workload.milli().iter().sum();
+    let milli: i64 = workload.shapes.iter().map(Shape::total_milli).sum();
     let capacity = placer.fleet().capacity_milli() as f64;
     let stay = load_pct / 100.0 * capacity * workload.shapes.len() as f64 / milli.max(1) as f64;
     let (counted_from, end) = (stay * WARM_UP_STAYS, stay * (WARM_UP_STAYS + COUNTED_STAYS));

@@ -3,9 +3,10 @@
 use std::io::Read;
 use std::path::Path;
 
-use plimsoll_fold::placement::openb::arrivals::{self, Sequence, Sizes};
-use plimsoll_fold::placement::openb::{Workload, trace};
+use plimsoll_fold::placement::openb::arrivals::{self, Sizes};
+use plimsoll_fold::placement::openb::{self, trace};
 use plimsoll_fold::placement::policy::fleet::HostSpec;
+use plimsoll_fold::placement::policy::workload::{Sequence, Workload};
 
 use crate::error::Error;
 
@@ -30,7 +31,7 @@ pub fn workload(nodes: &Path, pods: &Path, hosts: Option<usize>) -> Result<Workl
         let what = "no host has a GPU".to_owned();
         return Err(Error::Data { place: nodes.display().to_string(), what, hint: "name a node list with GPUs" });
     }
-    Workload::new(specs, &pods).map_err(|error| Error::Data {
+    openb::workload(specs, &pods).map_err(|error| Error::Data {
         place: nodes.display().to_string(),
         what: error.to_string(),
         hint: "correct the node list",

@@ -1,19 +1,24 @@
 //! The tables of the policies that learn: read from a file, or learned from sequences that are not the tested ones.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
-use plimsoll_fold::placement::openb::Workload;
-use plimsoll_fold::placement::openb::curve::PPM_PER_PERCENT;
-use plimsoll_fold::placement::openb::lesson::{self, Plan, VALIDATING};
 use plimsoll_fold::placement::policy::catalogue::Name;
-use plimsoll_fold::placement::policy::tables::{CELLS, Tables};
+use plimsoll_fold::placement::policy::curve::PPM_PER_PERCENT;
+use plimsoll_fold::placement::policy::lesson::{self, Judge, Plan};
+use plimsoll_fold::placement::policy::tables::Tables;
+use plimsoll_fold::placement::policy::workload::Workload;
 use serde_json::{Value, json};
 
-use super::input;
 use super::seeds::Seeds;
+use crate::commands::policy::file;
 use crate::error::Error;
+
+/// Rounds of rehearsals.
+const ROUNDS: usize = 6;
+/// Last seeds that are not rehearsed with, but tell which round taught best.
+const VALIDATING: usize = 2;
 
 /// Where tables come from.
 #[derive(Debug, Args)]
@@ -46,7 +51,7 @@ impl Lessons {
         let mut lessons = Self { tables: BTreeMap::new(), untaught: Tables::untaught(&[]), shown: BTreeMap::new() };
         for policy in policies.iter().copied().filter(|policy| policy.learns()) {
             let (tables, shown) = match &options.tables {
-                Some(path) => (read(path)?, json!({ "file": path })),
+                Some(path) => (file::tables(path)?, json!({ "file": path })),
                 None => taught(options, workload, policy, tested)?,
             };
             let mut shown = shown;
@@ -72,25 +77,18 @@ impl Lessons {
     }
 }
 
-fn read(path: &Path) -> Result<Tables, Error> {
-    let wrong = |place: String, what: String| Error::Data { place, what, hint: "name a file that --save-tables wrote" };
-    let place = |error: &serde_json::Error| format!("{}:{}", path.display(), error.line());
-    let tables: Tables = serde_json::from_str(&input::text(path)?).map_err(|error| wrong(place(&error), error.to_string()))?;
-    if tables.is_whole() {
-        return Ok(tables);
-    }
-    let what = format!("{} numbers for {} models, expected {CELLS} for each", tables.cells.len(), tables.models.len());
-    Err(wrong(path.display().to_string(), what))
-}
-
 fn taught(options: &Learning, workload: &Workload, policy: Name, tested: &[u64]) -> Result<(Tables, Value), Error> {
-    let plan = Plan { seeds: options.train_seeds.iter().collect(), load_percent: options.train_load };
-    if let Some(seed) = plan.seeds.iter().find(|seed| tested.contains(seed)) {
+    let mut rehearsed: Vec<u64> = options.train_seeds.iter().collect();
+    if let Some(seed) = rehearsed.iter().find(|seed| tested.contains(seed)) {
         return Err(Error::Usage(format!("seed {seed} is both learned from and tested: choose others with --train-seeds or --seeds")));
     }
-    let too_few =
-        || Error::Usage(format!("--train-seeds {}: at least {} are needed, {VALIDATING} of them to validate", options.train_seeds, VALIDATING + 1));
-    let lesson = lesson::learn(workload, policy, &plan).ok_or_else(too_few)?;
+    if rehearsed.len() <= VALIDATING {
+        let needed = VALIDATING + 1;
+        return Err(Error::Usage(format!("--train-seeds {}: at least {needed} are needed, {VALIDATING} of them to validate", options.train_seeds)));
+    }
+    let judge = Judge::new(workload, rehearsed.split_off(rehearsed.len() - VALIDATING));
+    let plan = Plan { policy, rounds: ROUNDS, rehearsed, load_percent: options.train_load, judge: &judge };
+    let lesson = lesson::learn(workload, &plan, &|| {});
     let scores: Vec<f64> = lesson.scores.iter().map(|&ppm| ppm as f64 / f64::from(PPM_PER_PERCENT)).collect();
     let shown = json!({ "train_seeds": options.train_seeds.to_string(), "train_load_pct": options.train_load, "validation_unallocated_pct": scores });
     Ok((lesson.tables, shown))

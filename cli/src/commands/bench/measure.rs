@@ -3,10 +3,9 @@
 
 use std::time::Instant;
 
-use plimsoll_fold::placement::openb::Workload;
-use plimsoll_fold::placement::openb::arrivals::Sequence;
-use plimsoll_fold::placement::openb::curve::Curve;
+use plimsoll_fold::placement::policy::curve::Curve;
 use plimsoll_fold::placement::policy::placer::Placer;
+use plimsoll_fold::placement::policy::workload::{Sequence, Workload};
 
 /// What one run gave.
 #[derive(Debug, Clone)]
@@ -24,9 +23,8 @@ pub struct Measured {
 /// Runs a sequence. Without `remember`, every decision asks every host.
 pub fn run(workload: &Workload, sequence: &Sequence, placer: &mut Placer, remember: bool) -> Measured {
     let mut curve = Curve::new(placer.fleet().capacity_milli());
-    let mut latencies_ns = Vec::with_capacity(sequence.pods.len());
-    for &pod in &sequence.pods {
-        let shape = &workload.shapes[pod];
+    let mut latencies_ns = Vec::with_capacity(sequence.requests.len());
+    for shape in workload.asked(sequence) {
         if !remember {
             placer.forget();
         }

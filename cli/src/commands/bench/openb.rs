@@ -4,10 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use plimsoll_fold::placement::openb::Workload;
-use plimsoll_fold::placement::openb::arrivals::{self, Sequence};
-use plimsoll_fold::placement::policy::catalogue::{Name, Parts};
+use plimsoll_fold::placement::policy::catalogue::Name;
 use plimsoll_fold::placement::policy::placer::Placer;
+use plimsoll_fold::placement::policy::workload::{Sequence, Workload};
 
 use super::lessons::{self, Lessons};
 use super::report::{Gave, Run};
@@ -17,7 +16,7 @@ use crate::error::Error;
 use crate::output::Flag;
 
 /// Load that arrives in a sequence of our own, percent.
-const LOAD_PCT: i64 = 130;
+const LOAD_PCT: u32 = 130;
 
 /// What is run.
 #[derive(Debug, Args)]
@@ -67,7 +66,7 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
     for &policy in &options.policies {
         for sequence in &sequences {
             let seed = sequence.seed;
-            let made = policy.policy(Parts { typical: &workload.typical, requests: &workload.requests, tables: lessons.of(policy), seed, turn: 0 });
+            let made = workload.policy(policy, lessons.of(policy), seed);
             let mut placer = Placer::new(workload.fleet(&sequence.ranks), made);
             let gave = match options.churn.map(f64::from) {
                 Some(load) => Gave::Churned(load, churn::run(&workload, &mut placer, load, seed)),
@@ -83,9 +82,8 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
 fn sequences(options: &Options, workload: &Workload) -> Result<Vec<Sequence>, Error> {
     let Some(path) = &options.arrivals else {
         let seeds = options.seeds.unwrap_or(Seeds::DEFAULT);
-        let load_milli = workload.capacity_milli() / 100 * if options.churn.is_some() { 0 } else { LOAD_PCT };
-        let milli = workload.milli();
-        return Ok(seeds.iter().map(|seed| arrivals::drawn(seed, &milli, workload.hosts(), load_milli)).collect());
+        let load_pct = if options.churn.is_some() { 0 } else { LOAD_PCT };
+        return Ok(seeds.iter().map(|seed| workload.drawn(seed, load_pct)).collect());
     };
     let recorded = input::sequences(path, workload)?;
     let Some(seeds) = options.seeds else { return Ok(recorded) };

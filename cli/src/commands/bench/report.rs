@@ -2,9 +2,9 @@
 
 use std::io::Write;
 
-use plimsoll_fold::placement::openb::curve::{Curve, PPM_PER_PERCENT};
-use plimsoll_fold::placement::openb::lesson::MARKS;
 use plimsoll_fold::placement::policy::catalogue::Name;
+use plimsoll_fold::placement::policy::curve::{Curve, PPM_PER_PERCENT};
+use plimsoll_fold::placement::policy::lesson::MARKS;
 use serde_json::{Map, Value, json};
 
 use super::churn::Lost;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use plimsoll_schemas::out::ScoreParts;
 use plimsoll_schemas::reason::Reason;
-use plimsoll_schemas::request::{Bundle, Domain, Scope};
+use plimsoll_schemas::request::{Bundle, Domain, Locality};
 
 use super::Settings;
 use super::ask::Ask;
@@ -75,9 +75,9 @@ impl<'c, 'a> Plan<'c, 'a> {
     /// Places every member. Errors: the member that found no place; those before it stay placed, so that it can be seen why.
     pub fn place_all(&mut self) -> Result<(), Stuck> {
         let (first, members) = (self.order(), self.ask.members.len());
-        let near = self.ask.constraints().topology.as_ref().filter(|near| members > 1 && matches!(near.scope, Scope::Host | Scope::Rack));
+        let near = self.ask.constraints().topology.as_ref().filter(|near| members > 1 && matches!(near.scope, Locality::Host | Locality::Rack));
         let Some(near) = near else { return self.place_in(&first, None) };
-        let domain = if near.scope == Scope::Host { Domain::Host } else { Domain::Rack };
+        let domain = if near.scope == Locality::Host { Domain::Host } else { Domain::Rack };
         let groups = self.groups(domain);
         for group in groups.iter().take(GROUPS_MAX) {
             match self.place_in(&first, Some((domain, group))) {
@@ -261,9 +261,9 @@ impl<'c, 'a> Plan<'c, 'a> {
     fn near(&self, host: &Host<'_>, open: u64, bundle: &Bundle) -> (u64, bool) {
         let Some(near) = self.ask.constraints().topology.as_ref().filter(|_| bundle.count > 1) else { return (open, false) };
         let number = |gpu: &Candidate<'_>| match near.scope {
-            Scope::Nvlink => gpu.nvlink_domain,
-            Scope::Numa => gpu.numa_node.map(u32::from),
-            Scope::Host | Scope::Rack => Some(0),
+            Locality::Nvlink => gpu.nvlink_domain,
+            Locality::Numa => gpu.numa_node.map(u32::from),
+            Locality::Host | Locality::Rack => Some(0),
         };
         let mut sets = std::collections::BTreeMap::<u32, u64>::new();
         for (at, gpu) in host.gpus.iter().enumerate().take(GPUS_PER_HOST_MAX).filter(|(at, _)| open >> at & 1 == 1) {

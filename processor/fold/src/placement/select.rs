@@ -15,8 +15,8 @@ use super::plan::{Plan, Stuck, Taken};
 use super::policy::catalogue::{Name, Parts};
 use super::policy::fleet::Fleet;
 use super::policy::mix::Mix;
-use super::policy::tables::Tables;
 use super::{Settings, balanced, reliability, score, why};
+use plimsoll_schemas::tables::Tables;
 
 /// Most hosts named as runners-up.
 pub const RUNNERS_UP_MAX: usize = 3;

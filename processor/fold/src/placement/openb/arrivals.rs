@@ -1,17 +1,6 @@
-//! The order in which pods arrive and the order of hosts that are worth the same: recorded ones, or our own.
+//! The recorded orders: those in which pods arrived, and those of hosts that were worth the same.
 
-use crate::placement::policy::draw::Draw;
-
-/// One sequence.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sequence {
-    /// The seed it was made from.
-    pub seed: u64,
-    /// Pods by their place in the pod list.
-    pub pods: Vec<usize>,
-    /// Rank of each host, hosts in name order; the lesser wins a tie.
-    pub ranks: Vec<u32>,
-}
+use crate::placement::policy::workload::Sequence;
 
 /// What is wrong with a file of recorded sequences.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,33 +38,9 @@ pub fn recorded(bytes: &[u8], sizes: Sizes) -> Result<Vec<Sequence>, Error> {
         if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(Error { offset, what: format!("seed {seed} gives rank {} to two hosts", twice[0]) });
         }
-        sequences.push(Sequence { seed, pods, ranks });
+        sequences.push(Sequence { seed, requests: pods, ranks });
     }
     Ok(sequences)
-}
-
-/// A sequence of our own: all pods in a random order, then pods drawn again, until the load arrives. `milli` = thousandths of
-/// GPU that each pod asks for.
-pub fn drawn(seed: u64, milli: &[i64], hosts: usize, load_milli: i64) -> Sequence {
-    let mut draw = Draw::new(seed);
-    let mut order: Vec<usize> = (0..milli.len()).collect();
-    draw.shuffle(&mut order);
-    let (mut pods, mut arrived) = (Vec::with_capacity(milli.len()), 0);
-    let mut next = order.into_iter();
-    // A list without any GPU would never arrive at a load: it arrives once.
-    let endless = milli.iter().any(|&milli| milli > 0);
-    while arrived < load_milli {
-        let pod = match next.next() {
-            Some(pod) => pod,
-            None if endless => draw.below(milli.len() as u64) as usize,
-            None => break,
-        };
-        pods.push(pod);
-        arrived += milli[pod];
-    }
-    let mut ranks: Vec<u32> = (0..).take(hosts).collect();
-    draw.shuffle(&mut ranks);
-    Sequence { seed, pods, ranks }
 }
 
 struct Reader<'a> {
@@ -123,22 +88,11 @@ mod tests {
     #[test]
     fn a_recorded_sequence_is_read_and_a_damaged_one_is_refused_with_its_place() {
         let good = [42, 2, 0, 2, 0, 2, 1, 0];
-        assert_eq!(recorded(&bytes(&good), SIZES), Ok(vec![Sequence { seed: 42, pods: vec![2, 0], ranks: vec![1, 0] }]));
+        assert_eq!(recorded(&bytes(&good), SIZES), Ok(vec![Sequence { seed: 42, requests: vec![2, 0], ranks: vec![1, 0] }]));
         let check = |numbers: &[u16], expected: &str| assert_eq!(recorded(&bytes(numbers), SIZES).expect_err("damaged").to_string(), expected);
         check(&good[..7], "byte 14: the file ends where a rank of 2 bytes should be");
         check(&[42, 1, 0, 3], "byte 6: a pod is 3, there are 3");
         check(&[42, 0, 0, 3], "byte 6: seed 42 ranks 3 hosts, the node list has 2");
         check(&[42, 0, 0, 2, 1, 1], "byte 6: seed 42 gives rank 1 to two hosts");
-    }
-
-    #[test]
-    fn a_drawn_sequence_brings_every_pod_once_and_then_some_again() {
-        let sequence = drawn(7, &[1_000, 500, 0], 4, 3_000);
-        let mut first = sequence.pods[..3].to_vec();
-        first.sort_unstable();
-        assert_eq!(first, [0, 1, 2]);
-        assert!(sequence.pods.iter().map(|&pod| [1_000, 500, 0][pod]).sum::<i64>() >= 3_000);
-        assert_eq!(sequence, drawn(7, &[1_000, 500, 0], 4, 3_000));
-        assert_eq!(drawn(7, &[0, 0], 1, 1).pods.len(), 2);
     }
 }

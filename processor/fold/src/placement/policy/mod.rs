@@ -27,6 +27,12 @@ pub mod tw;
 pub mod hybrid;
 pub mod catalogue;
 pub mod learn;
+pub mod curve;
+pub mod workload;
+pub mod lesson;
+pub mod train;
+pub mod recorded;
+pub mod backtest;
 #[cfg(test)]
 mod laws;
 

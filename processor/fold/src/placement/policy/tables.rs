@@ -1,63 +1,13 @@
-//! Learned tables: how much of what is left on a GPU will still be idle when the fleet is full.
+//! Learned tables, as a fleet looks things up in them: how much of what is left on a GPU will still be idle when the fleet is full.
 
-use std::hash::Hasher;
+pub use plimsoll_schemas::tables::{CELLS, LEFT_STEP, RATIO_EDGES, RATIOS, Tables};
 
-use serde::{Deserialize, Serialize};
-use siphasher::sip::SipHasher24;
-
-use super::fleet::{GPUS_PER_HOST_MAX, MILLI, MODELS_MAX};
+use super::fleet::{GPUS_PER_HOST_MAX, MILLI};
 use super::host::Host;
 use super::shape::Shape;
 
-/// Amounts left that are told apart: 0, then every 10 thousandths of a GPU.
-pub const LEFTS: usize = 101;
-/// Thousandths between two amounts.
-const LEFT_STEP: i32 = 10;
-/// Where one range of CPU per idle GPU ends and the next begins, thousandths of a core.
-pub const RATIO_EDGES: [i64; 29] = [
-    500, 1_000, 2_000, 3_000, 4_000, 5_000, 6_000, 7_000, 8_000, 9_000, 9_500, 10_000, 10_500, 11_000, 11_500, 12_000, 12_500, 13_000, 13_500,
-    14_000, 15_000, 16_000, 18_000, 20_000, 24_000, 30_000, 40_000, 52_000, 80_000,
-];
-/// Ranges of CPU per idle GPU.
-pub const RATIOS: usize = RATIO_EDGES.len() + 1;
-/// Numbers per model.
-pub const CELLS: usize = LEFTS * RATIOS;
 /// One thousandth of a GPU in the unit of the tables.
-pub const CENTI: i64 = 100;
-
-/// What will stay idle, by model, amount left and CPU per idle GPU of the host. Unit: hundredths of a thousandth of a GPU.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tables {
-    /// The models, by name.
-    pub models: Vec<String>,
-    /// Per model [`LEFTS`] × [`RATIOS`] numbers, the ratio last.
-    pub cells: Vec<i32>,
-}
-
-impl Tables {
-    /// What is assumed before anything is learned: of a part of a GPU 30 percent stay idle, of a whole one 4.
-    pub fn untaught(models: &[String]) -> Self {
-        let percent = |left: usize| if left == LEFTS - 1 { 4 } else { 30 };
-        let of_model = || (0..CELLS).map(|cell| (cell / RATIOS) as i32 * LEFT_STEP * percent(cell / RATIOS));
-        Self { models: models.to_vec(), cells: models.iter().flat_map(|_| of_model()).collect() }
-    }
-
-    /// A number that tells tables apart.
-    pub fn hash(&self) -> u64 {
-        let mut hasher = SipHasher24::new_with_key(b"plimsoll-tables\0");
-        for model in &self.models {
-            hasher.write(model.as_bytes());
-            hasher.write_u8(0);
-        }
-        self.cells.iter().for_each(|cell| hasher.write(&cell.to_le_bytes()));
-        hasher.finish()
-    }
-
-    /// Whether it holds as many numbers as it must.
-    pub fn is_whole(&self) -> bool {
-        self.cells.len() == self.models.len() * CELLS && self.models.len() <= MODELS_MAX
-    }
-}
+pub const CENTI: i64 = plimsoll_schemas::tables::CENTI as i64;
 
 /// The place of an amount left and a ratio within a model's numbers.
 pub fn cell(left: i32, ratio: usize) -> usize {
@@ -133,7 +83,7 @@ mod tests {
         let spec = HostSpec { name: "h".to_owned(), rank: 0, cpu_milli: 32_000, memory_mib: 0, gpus: 3, model: "T4".to_owned() };
         let mut fleet = Fleet::new(vec![spec]).expect("valid");
         let mut tables = Tables::untaught(fleet.models());
-        assert!(tables.is_whole());
+        assert_eq!(tables.check(), Ok(()));
         for (number, cell) in tables.cells.iter_mut().enumerate().skip(RATIOS) {
             *cell = (number * 7919 % 10_007) as i32;
         }

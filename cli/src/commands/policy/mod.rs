@@ -1,4 +1,9 @@
-//! `plimsoll policy`: what is in force, at any time, and changes of it.
+//! `plimsoll policy`: what is in force, at any time, and changes of it; and what placement learns, before it comes into force.
+
+mod compare;
+pub mod file;
+mod promote;
+mod train;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,6 +40,12 @@ enum What {
     RemoveRule(Named),
     /// Set how fast placement requests may come, and when load pauses them
     Pace(pace::Options),
+    /// Learn tables for placement from the cell's own requests
+    Train(train::Train),
+    /// Let two placement policies decide again what the cell was asked
+    Compare(compare::Compare),
+    /// Put learned tables into force, if they do better than those that are
+    Promote(promote::Promote),
 }
 
 #[derive(Debug, Args)]
@@ -61,6 +72,7 @@ enum Kind {
     Enrolment,
     Cordon,
     Pace,
+    Tables,
 }
 
 #[derive(Debug, Args)]
@@ -101,6 +113,9 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
         What::Rule(from) => publish(&endpoint, from.wait, &Control::AlertRule(rule(&from.file)?)).await,
         What::RemoveRule(named) => publish(&endpoint, named.wait, &Control::RemoveAlertRule { name: named.name }).await,
         What::Pace(options) => pace::run(options, &endpoint).await,
+        What::Train(train) => train::run(&endpoint.resolve()?, train).await,
+        What::Compare(compare) => compare::run(&endpoint.resolve()?, compare).await,
+        What::Promote(promote) => promote::run(&endpoint.resolve()?, promote).await,
     }
 }
 
