@@ -32,7 +32,11 @@ pub const LEASE_TTL_MS_MIN: u64 = 10_000;
 pub const LEASE_TTL_MS_DEFAULT: u64 = 600_000;
 /// Longest lease, ms: 30 days.
 pub const LEASE_TTL_MS_MAX: u64 = 30 * 86_400_000;
-/// Longest wait for room, ms: a week.
+/// Most CPU for one member, thousandths of a core.
+pub const CPU_MILLI_MAX: u64 = 10_000_000;
+/// Most memory of the host for one member, bytes: 1 PiB.
+pub const HOST_MEMORY_BYTES_MAX: u64 = 1 << 50;
+/// Longest wait for room, and furthest that a request may be put off, ms: a week.
 pub const WAIT_MS_MAX: u64 = 7 * 86_400_000;
 
 /// One request.
@@ -100,7 +104,7 @@ pub struct Place {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = LEASE_TTL_MS_MIN, max = LEASE_TTL_MS_MAX))]
     pub lease_ttl_ms: Option<u64>,
-    /// Not to be placed before this instant; with it, it waits.
+    /// Not to be placed before this instant, at most a week ahead; until then it waits.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::time::rfc3339_option")]
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub not_before: Option<EventTime>,
@@ -149,9 +153,11 @@ pub struct Bundle {
     pub members: u32,
     /// CPU of the host that each member needs, thousandths of a core. Where a host has not said how much it has, this is not looked at.
     #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(max = CPU_MILLI_MAX))]
     pub cpu_milli: u64,
     /// Memory of the host that each member needs, bytes. Where a host has not said how much it has, this is not looked at.
     #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(max = HOST_MEMORY_BYTES_MAX))]
     pub memory_bytes: u64,
 }
 

@@ -6,7 +6,7 @@ use plimsoll_schemas::frame::cut;
 use plimsoll_schemas::id::TenantId;
 use plimsoll_schemas::out::{Assignment, Decided, HostShare, LeaseGrant, LeaseState, Outcome, Payload, PreemptionProposed, Victim};
 use plimsoll_schemas::reason::Reason;
-use plimsoll_schemas::request::{Bundle, Locality, Place, TEXT_BYTES_MAX, WHOLE_MILLI};
+use plimsoll_schemas::request::{Bundle, Locality, Place, TEXT_BYTES_MAX, WAIT_MS_MAX, WHOLE_MILLI};
 use plimsoll_schemas::row::{DecisionRow, RequestRow, Row};
 use plimsoll_schemas::subject::OutSubject;
 use plimsoll_schemas::tables::Tables;
@@ -86,6 +86,9 @@ impl State {
         let now = EventTime(emit.logged_at().0);
         let later = place.not_before.filter(|&at| at > now);
         let choice = match later {
+            Some(at) if at.ms_since(now) > WAIT_MS_MAX as i64 => {
+                Choice::rejected(Reason::InvalidRequest, format!("not_before {} is more than a week ahead", at.rfc3339()))
+            }
             Some(at) => Choice::rejected(Reason::NotYet, format!("not to be placed before {}", at.rfc3339())),
             None => self.choice(tenant, place, &self.assume(place, None)),
         };
@@ -486,7 +489,7 @@ fn request_row(tenant: &TenantId, place: &Place, requested_at: LogTime) -> Reque
         n_gpus: place.bundles.iter().map(gpus).fold(0, u32::saturating_add),
         memory_per_gpu_bytes: place.bundles.iter().map(|bundle| i64::try_from(bundle.vram_bytes).unwrap_or(i64::MAX)).max().unwrap_or(0),
         model: (valid && !models.is_empty()).then(|| models.join("|")),
-        same_host: scope == Some(Locality::Host) || place.bundles.iter().map(|bundle| bundle.members).sum::<u32>() == 1,
+        same_host: scope == Some(Locality::Host) || place.bundles.iter().map(|bundle| u64::from(bundle.members)).sum::<u64>() == 1,
         same_nvlink: scope == Some(Locality::Nvlink),
         duration_ms: place.duration_ms.and_then(|ms| i64::try_from(ms).ok()),
         priority: place.priority,

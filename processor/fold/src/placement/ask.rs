@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{
-    BUNDLE_GPUS_MAX, BUNDLES_MAX, Bundle, Constraints, LABELS_MAX, LEASE_TTL_MS_DEFAULT, LEASE_TTL_MS_MAX, LEASE_TTL_MS_MIN, MEMBERS_MAX, MODELS_MAX,
-    Place, TEXT_BYTES_MAX, WAIT_MS_MAX, WHOLE_MILLI,
+    BUNDLE_GPUS_MAX, BUNDLES_MAX, Bundle, CPU_MILLI_MAX, Constraints, HOST_MEMORY_BYTES_MAX, LABELS_MAX, LEASE_TTL_MS_DEFAULT, LEASE_TTL_MS_MAX,
+    LEASE_TTL_MS_MIN, MEMBERS_MAX, MODELS_MAX, Place, TEXT_BYTES_MAX, WAIT_MS_MAX, WHOLE_MILLI,
 };
 
 use super::Refused;
@@ -170,10 +170,13 @@ fn bundles(bundles: &[Bundle]) -> Result<(), Refused> {
                 return invalid(format!("{name} {value}, expected 1 to {max}"));
             }
         }
-        for (name, value) in [("vram_bytes", bundle.vram_bytes), ("cpu_milli", bundle.cpu_milli), ("memory_bytes", bundle.memory_bytes)] {
-            if i64::try_from(value).is_err() {
-                return invalid(format!("{name} {value}, at most {}", i64::MAX));
-            }
+        let amounts = [
+            ("vram_bytes", bundle.vram_bytes, i64::MAX.unsigned_abs()),
+            ("cpu_milli", bundle.cpu_milli, CPU_MILLI_MAX),
+            ("memory_bytes", bundle.memory_bytes, HOST_MEMORY_BYTES_MAX),
+        ];
+        if let Some((name, value, max)) = amounts.into_iter().find(|&(_, value, max)| value > max) {
+            return invalid(format!("{name} {value}, at most {max}"));
         }
     }
     let members: u64 = bundles.iter().map(|bundle| u64::from(bundle.members)).sum();

@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 
 use plimsoll_schemas::id::HostId;
 use plimsoll_schemas::inventory;
-use plimsoll_schemas::request::{Bundle, Domain, WHOLE_MILLI};
+use plimsoll_schemas::request::{Bundle, CPU_MILLI_MAX, Domain, HOST_MEMORY_BYTES_MAX, MEMBERS_MAX, WHOLE_MILLI};
 
 use super::candidate::Candidate;
 use super::policy::fleet::Standing;
 use super::policy::host::Classes;
 use super::reputation::Reputation;
 
-/// CPU of a host that has not said how much it has, thousandths of a core: more than any has.
-const CPU_MILLI_UNKNOWN: i64 = 1_000_000;
+/// CPU of a host that has not said how much it has, thousandths of a core: enough for the largest gang.
+const CPU_MILLI_UNKNOWN: i64 = CPU_MILLI_MAX as i64 * MEMBERS_MAX as i64;
 /// Memory of such a host, MiB.
-const MEMORY_MIB_UNKNOWN: i64 = 1 << 40;
+const MEMORY_MIB_UNKNOWN: i64 = HOST_MEMORY_BYTES_MAX as i64 / MIB * MEMBERS_MAX as i64;
 /// One MiB, bytes.
 const MIB: i64 = 1 << 20;
 

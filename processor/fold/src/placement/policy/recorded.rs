@@ -199,7 +199,7 @@ mod tests {
         past.ask(LogTime(1), &one, &place("a", |p| p["duration_ms"] = 2.into()));
         past.ask(LogTime(2), &one, &place("a", |p| p["duration_ms"] = 2.into()));
         past.ask(LogTime(3), &two, &place("a", |_| {}));
-        past.ask(LogTime(4), &two, &place("b", |p| p["duration_ms"] = u64::MAX.into()));
+        past.ask(LogTime(4), &two, &place("b", |p| p["duration_ms"] = i64::MAX.into()));
         past.ask(LogTime(5), &two, &place("c", |p| p["bundles"] = serde_json::json!([])));
         past.ended(LogTime(9), &two, "a");
         past.ended(LogTime(9), &one, "z");
