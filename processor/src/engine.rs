@@ -387,6 +387,9 @@ impl Engine {
             Ask::Status(reply) => {
                 let _ = reply.send(self.report());
             }
+            Ask::DryRun { tenant, place, reply } => {
+                let _ = reply.send(Box::new(self.state.dry_run(&tenant, &place)));
+            }
         }
     }
 

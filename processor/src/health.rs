@@ -1,4 +1,4 @@
-//! `/healthz`, `/readyz` and `/metrics`. Ready means: bound to the log, caught up, and able to publish.
+//! The HTTP server: `/healthz`, `/readyz`, `/metrics` and `/dry-run`. Ready means: bound to the log, caught up, and able to publish.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,13 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::dry_run::{self, DryRun};
 use crate::metrics::Metrics;
+use crate::tail::Ask;
 
 /// Ready only when fewer records than this wait in the log.
 pub const LAG_MAX: u64 = 5_000;
@@ -117,12 +120,14 @@ struct Shown {
 }
 
 /// Serves until `stop`.
-pub async fn serve(listener: TcpListener, health: Health, metrics: Metrics, stop: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, health: Health, metrics: Metrics, asks: mpsc::Sender<Ask>, stop: CancellationToken) -> std::io::Result<()> {
+    let tried = DryRun { asks, health: health.clone(), metrics: metrics.clone() };
     let routes = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(exposition))
-        .with_state(Shown { health, metrics });
+        .with_state(Shown { health, metrics })
+        .merge(Router::new().route("/dry-run", post(dry_run::answer)).with_state(tried));
     axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 

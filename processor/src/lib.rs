@@ -21,6 +21,7 @@ pub mod tidy;
 pub mod seal;
 pub mod checkpoint;
 pub mod tail;
+pub mod dry_run;
 pub mod engine;
 mod restore;
 pub mod epoch;
@@ -47,7 +48,7 @@ use plimsoll_store::Store;
 use restore::Restored;
 use seal::Sealer;
 use streams::Streams;
-use tail::Tail;
+use tail::{Ask, Tail};
 use tick::Ticker;
 
 const LOOP: &str = "the loop";
@@ -96,7 +97,8 @@ pub async fn run(config: Config, stop: CancellationToken, listening: impl FnOnce
 async fn run_once(config: &Config, stop: &CancellationToken, http: TcpListener, tail: TcpListener, cause: Option<Error>) -> Result<(), Error> {
     let (health, metrics) = (Health::default(), Metrics::default());
     let mut parts = Parts { reading: stop.child_token(), ..Parts::default() };
-    let serving = health::serve(http, health.clone(), metrics.clone(), parts.closing.clone());
+    let (asks, asked) = mpsc::channel(tail::QUEUE_ASKS);
+    let serving = health::serve(http, health.clone(), metrics.clone(), asks.clone(), parts.closing.clone());
     parts.start(
         "the HTTP server",
         async move { serving.await.map_err(|error| Error::PartEnded { part: "the HTTP server", detail: error.to_string() }) },
@@ -106,7 +108,7 @@ async fn run_once(config: &Config, stop: &CancellationToken, http: TcpListener, 
         // Nothing was read yet, so giving up loses nothing.
         () = stop.cancelled() => return Ok(()),
     };
-    connect(config, tail, opened, &mut parts, stop);
+    connect(config, (tail, asks, asked), opened, &mut parts, stop);
     let outcome = parts.watch(stop).await;
     parts.all.shutdown().await;
     if let Err(Error::Store(plimsoll_store::Error::Damaged { .. })) = &outcome {
@@ -214,11 +216,16 @@ fn checkpointer(
 }
 
 /// Starts every part and ties them with bounded queues.
-fn connect(config: &Config, tail: TcpListener, opened: Opened, parts: &mut Parts, stop: &CancellationToken) {
+fn connect(
+    config: &Config,
+    (tail, asks_sender, asks): (TcpListener, mpsc::Sender<Ask>, mpsc::Receiver<Ask>),
+    opened: Opened,
+    parts: &mut Parts,
+    stop: &CancellationToken,
+) {
     let Opened { store, start, reader, publisher, acked, ticker, active, sealer, checkpointer, streams, health, metrics } = opened;
     let (log_sender, log) = mpsc::channel(log::QUEUE_BATCHES);
     let (out, outputs) = mpsc::channel(out::QUEUE_OUTPUTS);
-    let (asks_sender, asks) = mpsc::channel(tail::QUEUE_ASKS);
     let (seals, orders) = mpsc::channel(1);
     let (said, to_say) = mpsc::channel(tick::QUEUE_SAID);
     let (repairs, wanted) = mpsc::channel(repair::QUEUE_REPAIRS);

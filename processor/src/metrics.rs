@@ -105,6 +105,8 @@ pub struct Metrics {
     pub devices_placeable: Gauge,
     /// Leases not ended.
     pub leases: Gauge,
+    /// Requests that wait for room.
+    pub requests_waiting: Gauge,
     /// Panes open.
     pub panes_open: Gauge,
     /// Alerts firing.
@@ -210,6 +212,7 @@ impl Metrics {
         all.register("devices", "GPUs registered", self.devices.clone());
         all.register("devices_placeable", "GPUs that could take a placement now", self.devices_placeable.clone());
         all.register("leases", "Leases not ended", self.leases.clone());
+        all.register("requests_waiting", "Placement requests that wait for room", self.requests_waiting.clone());
         all.register("panes_open", "Windows open", self.panes_open.clone());
         all.register("alerts_firing", "Alerts firing", self.alerts_firing.clone());
         all.register("samples_folded", "Samples folded since the log began", self.samples_folded.clone());
@@ -226,6 +229,7 @@ impl Metrics {
         self.devices.set(signed(summary.devices));
         self.devices_placeable.set(signed(summary.devices_placeable));
         self.leases.set(signed(summary.leases));
+        self.requests_waiting.set(signed(summary.requests_waiting));
         self.panes_open.set(signed(summary.panes_open));
         self.alerts_firing.set(signed(summary.alerts_firing));
         self.samples_folded.set(signed(summary.samples_folded));

@@ -189,7 +189,9 @@ fn passes(no: &jetstream::Error) -> bool {
         ErrorCode::STORAGE_RESOURCES_EXCEEDED,
     ];
     let is_servers_fault = no.code() >= 500;
-    no.error_code() == ErrorCode::CLUSTER_NO_PEERS || (is_servers_fault && !lasting.contains(&no.error_code()))
+    // A stream that was found or made a moment ago and is missing now: the server that is asked has not heard of it yet.
+    let comes = [ErrorCode::CLUSTER_NO_PEERS, ErrorCode::STREAM_NOT_FOUND];
+    comes.contains(&no.error_code()) || (is_servers_fault && !lasting.contains(&no.error_code()))
 }
 
 fn is_missing(error: &GetStreamError) -> bool {

@@ -22,7 +22,9 @@ use bytes::Bytes;
 use futures::stream::{self, Stream};
 use plimsoll_archive::table;
 use plimsoll_fold::{LOGIC, Summary};
-use plimsoll_schemas::id::{CellId, DeviceKey, Position};
+use plimsoll_schemas::id::{CellId, DeviceKey, Position, TenantId};
+use plimsoll_schemas::out::Decided;
+use plimsoll_schemas::request::Place;
 use plimsoll_schemas::row::{PlacedRow, SampleRow, Table};
 use plimsoll_schemas::time::LogTime;
 use plimsoll_store::{Sealed, Store};
@@ -69,7 +71,7 @@ pub struct Chunk {
     pub sealed: Option<Sealed>,
 }
 
-/// What the tail asks the fold.
+/// What the tail, and who tries a request, ask the fold.
 #[derive(Debug)]
 pub enum Ask {
     /// To hear of every row from now on.
@@ -85,6 +87,15 @@ pub enum Ask {
     },
     /// How it stands.
     Status(oneshot::Sender<StatusReport>),
+    /// What a placement request would get.
+    DryRun {
+        /// Who asks.
+        tenant: TenantId,
+        /// The request.
+        place: Box<Place>,
+        /// Who waits for the answer.
+        reply: oneshot::Sender<Box<Decided>>,
+    },
 }
 
 /// How far rows were sent, on every message.

@@ -460,7 +460,8 @@ pub struct LeaseChanged {
     pub tenant: TenantId,
     /// Where it stands now.
     pub state: LeaseState,
-    /// What moved it: `granted`, `released`, `expired`, `host_lost`, `host_returned`, `observed_free`, `operator`, or a refusal's code.
+    /// What moved it: `granted`, `released`, `expired`, `host_lost`, `host_returned`, `observed_free`, `operator`, or a refusal's code. Where
+    /// it did not move: how it is used, `unused`, `overused` or `used_as_granted` again.
     pub cause: String,
     /// Its fence.
     pub fence: u64,

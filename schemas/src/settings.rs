@@ -120,6 +120,10 @@ settings! {
     rejected_rows_max: u32 = 100, 1 => 10_000;
     /// Events on OUT about refusals of one source and reason are at least this far apart, ms of live clock.
     rejected_out_every_ms: u64 = 10_000, 100 => 3_600_000;
+    /// How long a leased GPU must be idle and empty before its lease is said to be unused, ms.
+    lease_unused_ms: u64 = 600_000, 60_000 => 86_400_000;
+    /// How long a GPU must have been heard since it was registered before anything is placed on it, ms of live clock.
+    warm_up_ms: u64 = 2_000, 0 => 3_600_000;
     /// Requests per second that a tenant may send for long.
     requests_per_s: u32 = 200, 1 => 100_000;
     /// Requests that a tenant may send at once.

@@ -435,7 +435,7 @@ async fn explained(up: &Up, decided: &serde_json::Value) -> Result<()> {
         let output = explain(id, "table")?;
         let said = String::from_utf8_lossy(&output.stdout);
         ensure!(output.status.success() && said.starts_with("Request first of tester was placed.\n"), "{id}: {output:?}");
-        ensure!(said.contains(&lease) && said.contains(&decision) && said.contains("by headroom@1"), "{said}");
+        ensure!(said.contains(&lease) && said.contains(&decision) && said.contains("by hybrid@1"), "{said}");
     }
     let json: serde_json::Value = serde_json::from_slice(&explain("first", "json")?.stdout)?;
     ensure!(json["data"] == *decided, "{json}");

@@ -116,6 +116,7 @@ impl State {
             let device = self.registry.device_mut(number);
             device.hour.get_or_insert_with(|| Pane::new(hour_ns)).merge(&minute);
             self.closed_minutes.push(DeviceMinute::of(number, device, &minute, &self.meta.settings));
+            self.judge_use(number, &minute, emit);
             self.close_coarse(number, Tier::Minute, minute, emit);
         }
         if let Some(hour) = self.registry.device_mut(number).hour.take_if(|pane| ended(pane, Tier::Hour)) {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::State;
 use crate::emit::Emit;
+use crate::placement::reputation::Failure;
 use crate::registry::{Facts, Health};
 use crate::state_time::Cause;
 use crate::thermal;
@@ -117,9 +118,14 @@ impl State {
     pub(crate) fn change_faults(&mut self, number: u32, change: impl FnOnce(&mut Faults)) {
         let epoch = self.registry.hosts[self.registry.devices[number as usize].facts.host as usize].epoch;
         let device = self.registry.device_mut(number);
+        let before = device.facts.faults.health();
         change(&mut device.facts.faults);
         device.facts.faults.noted_epoch = epoch;
         device.facts_dirty = true;
+        let (broke, host) = (before < Health::Failed && device.facts.faults.health() == Health::Failed, device.facts.host);
+        if broke {
+            self.registry.host_mut(host).reputation.fail(Failure::Crash);
+        }
     }
 
     /// What the newest fresh sample says about the hardware: heat, and ECC errors.

@@ -218,6 +218,9 @@ impl State {
         device.pulse.calm_ns = if empty { device.pulse.calm_ns.or(Some(live_ns)) } else { None };
         device.pulse.heard_ns = live_ns;
         let first = !std::mem::replace(&mut device.pulse.live, true);
+        if first {
+            device.pulse.live_ns = live_ns;
+        }
         if device.facts.retired {
             return;
         }

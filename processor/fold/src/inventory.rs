@@ -15,6 +15,7 @@ use crate::clock::floor;
 use crate::emit::Emit;
 use crate::faults::Faults;
 use crate::frames::INTERVAL_MS_MAX;
+use crate::lease_use::LeaseUse;
 use crate::placement::reputation::Reputation;
 use crate::ranges::{HostRanges, Seen};
 use crate::refuse::{Limiter, Refusal};
@@ -171,6 +172,7 @@ impl State {
             published: DeviceState::Ok,
             silence: Silence::Heard,
             using: Use::Unknown,
+            lease_use: LeaseUse::default(),
             unwell: None,
         });
         self.registry.devices[number as usize].pulse = Pulse { heard_ns: self.clock.live_ns, credited_ms: now.millis(), ..Pulse::default() };

@@ -3,7 +3,7 @@
 //! A release frees at once. A lease that runs out leaves its GPUs draining: free only after 30 s of fresh telemetry that shows them
 //! empty, or by an operator's word. A lost host suspends its leases.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_schemas::id::TenantId;
 use plimsoll_schemas::out::{LeaseChanged, LeaseState, Payload};
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::State;
 use crate::control::ns;
 use crate::emit::Emit;
+use crate::placement::reputation::{Failure, Reputation};
 use crate::registry::Reservation;
 use crate::state_time::Cause;
 use crate::timers::Timer;
@@ -147,6 +148,7 @@ impl State {
 
     /// Ends a lease and frees its GPUs.
     pub(crate) fn release(&mut self, fence: u64, emit: &mut Emit<'_>) {
+        self.judge_hosts(fence, Reputation::succeed);
         let held = match self.leases.get_mut(fence) {
             Some(lease) => {
                 lease.end_reason.get_or_insert_with(|| "released".to_owned());
@@ -162,6 +164,7 @@ impl State {
     /// A lease ran out: its GPUs drain.
     pub(crate) fn expire(&mut self, fence: u64, emit: &mut Emit<'_>) {
         let live_ns = self.clock.live_ns;
+        self.judge_hosts(fence, |host| host.fail(Failure::Timeout));
         let Some(lease) = self.leases.get_mut(fence) else { return };
         lease.state = LeaseState::Draining;
         lease.end_reason = Some("expired".to_owned());
@@ -174,6 +177,13 @@ impl State {
             device.facts_dirty = true;
             self.restate(number, Cause::of("lease_expired"), emit);
         }
+    }
+
+    /// What the end of a lease says of the hosts it stands on.
+    fn judge_hosts(&mut self, fence: u64, judge: impl Fn(&mut Reputation)) {
+        let held = self.leases.by_fence.get(&fence).filter(|lease| lease.state != LeaseState::Draining).map(|lease| lease.held.clone());
+        let hosts: BTreeSet<u32> = held.iter().flatten().map(|&number| self.registry.devices[number as usize].facts.host).collect();
+        hosts.into_iter().for_each(|host| judge(&mut self.registry.host_mut(host).reputation));
     }
 
     /// What a drain does to the leases on GPUs: their holders are told, and they end after `grace_ms` of live clock if not before.

@@ -33,6 +33,7 @@ mod policies;
 mod alerts;
 pub mod placement;
 mod leases;
+mod lease_use;
 mod placing;
 mod waiting;
 mod requests;

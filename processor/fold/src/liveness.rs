@@ -6,6 +6,7 @@ use plimsoll_schemas::time::NS_PER_MS;
 use crate::State;
 use crate::control::ns;
 use crate::emit::Emit;
+use crate::placement::reputation::Failure;
 use crate::registry::Silence;
 use crate::state_time::Cause;
 use crate::timers::Timer;
@@ -63,7 +64,11 @@ impl State {
         let now = silence(host.heard_ns, interval_ms, live_ns, &settings);
         if now > host.silence {
             self.close_host_version(number, emit);
-            self.registry.host_mut(number).silence = now;
+            let host = self.registry.host_mut(number);
+            host.silence = now;
+            if now == Silence::Lost {
+                host.reputation.fail(Failure::Silence);
+            }
             self.publish_host(number, cause(now), emit);
         }
         let devices = self.registry.hosts[number as usize].devices.clone();

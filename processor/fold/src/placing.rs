@@ -13,6 +13,7 @@ use plimsoll_schemas::tables::Tables;
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_MS};
 
 use crate::State;
+use crate::control::ns;
 use crate::emit::Emit;
 use crate::leases::{Held, Lease, by_gpu};
 use crate::liveness::stale_ns;
@@ -367,6 +368,7 @@ impl State {
         let gates = [
             (silent || device.facts.silence != Silence::Heard, Reason::Stale),
             (!device.pulse.live, Reason::NoSample),
+            (self.clock.live_ns - device.pulse.live_ns < ns(self.meta.settings.warm_up_ms), Reason::WarmingUp),
             (!self.is_enrolled(host), Reason::NotEnrolled),
             (device.facts.cordoned || host.cordoned, Reason::Cordoned),
             (device.facts.draining_ns.is_some(), Reason::Draining),

@@ -16,6 +16,7 @@ use crate::check::Limits;
 use crate::episodes::{Sessions, Unwell};
 use crate::faults::Faults;
 use crate::host_window::Tally;
+use crate::lease_use::LeaseUse;
 use crate::paces::load::DeviceLoad;
 use crate::placement::reputation::Reputation;
 use crate::ranges::HostRanges;
@@ -187,6 +188,7 @@ pub(crate) struct Facts {
     pub published: DeviceState,
     pub silence: Silence,
     pub using: Use,
+    pub lease_use: LeaseUse,
     /// The episode of being unwell that goes on.
     pub unwell: Option<Unwell>,
 }
@@ -197,6 +199,8 @@ pub(crate) struct Pulse {
     pub current: Option<Current>,
     /// Whether a fresh live sample ever came since it was registered.
     pub live: bool,
+    /// Live clock when the first one came, ns.
+    pub live_ns: i64,
     /// Live clock when a fresh sample came, ns.
     pub heard_ns: i64,
     /// Live clock since when every fresh sample showed it empty, ns.

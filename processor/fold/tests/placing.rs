@@ -11,6 +11,8 @@ use plimsoll_schemas::inventory::{EventKind, Gpu, Placement};
 use plimsoll_schemas::out::{Decided, Outcome, Payload, PreemptionProposed};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{AntiAffinity, Bundle, Cancel, Constraints, Domain, Locality, Place, Release, Request, Spread, Topology};
+use plimsoll_schemas::sample::Field;
+use plimsoll_schemas::settings::Settings;
 use plimsoll_schemas::time::{EventTime, NS_PER_S};
 use support::fleet::Fleet;
 use support::{GIB, cell, gpu, inventory, tenant, uuid};
@@ -66,7 +68,7 @@ fn every_candidate_is_accounted_for(decided: &Decided, gpus: u32) {
     let mut counts = BTreeMap::new();
     reasons.iter().flatten().for_each(|&reason| *counts.entry(reason).or_insert(0) += 1);
     assert_eq!(counts, decided.refused);
-    if decided.outcome == Outcome::Rejected && decided.reason != Some(Reason::GangPartial) {
+    if decided.outcome == Outcome::Rejected {
         assert!(reasons.iter().all(Option::is_some), "{reasons:?}");
     }
 }
@@ -398,4 +400,47 @@ fn the_queue_and_what_is_kept_survive_a_restart() {
     fleet.clear();
     release(&mut fleet, &first);
     assert_eq!(decided(&fleet)[0].request_id, "large");
+}
+
+#[test]
+fn a_lease_that_is_not_used_or_used_beyond_what_was_granted_is_said_once_and_again_when_it_is_over() {
+    let mut fleet = Fleet::with_hosts(1);
+    fleet.control(Control::Settings(Settings { lease_unused_ms: Some(120_000), ..Settings::default() }));
+    let bundle = Bundle { count: 2, vram_bytes: 20 * GIB, ..Bundle::default() };
+    let placed = ask(&mut fleet, Place { lease_ttl_ms: Some(86_400_000), ..request("a", vec![bundle]) });
+    assert_eq!(placed.outcome, Outcome::Placed);
+    let said = |fleet: &mut Fleet, seconds: i64| {
+        fleet.clear();
+        fleet.live(seconds, &[0]);
+        fleet.leases().into_iter().map(|(_, cause)| cause).collect::<Vec<_>>()
+    };
+    let sample = fleet.sample;
+    fleet.sample_empty();
+    assert_eq!(said(&mut fleet, 100), Vec::<String>::new());
+    assert_eq!(said(&mut fleet, 150), ["unused", "unused"]);
+    fleet.sample = sample.with(Field::MemoryUsedBytes, 30 * GIB);
+    assert_eq!(said(&mut fleet, 200), ["used_as_granted", "used_as_granted", "overused", "overused"]);
+    fleet.sample = sample;
+    assert_eq!(said(&mut fleet, 200), ["used_as_granted", "used_as_granted"]);
+}
+
+#[test]
+fn a_gpu_that_has_just_been_heard_for_the_first_time_warms_up_before_it_is_used() {
+    let mut fleet = Fleet::with_hosts(1);
+    fleet.announce(1, 1, vec![gpu(1, 0), gpu(1, 1)]);
+    let both = request("a", vec![members(2, 2)]);
+    fleet.live(1, &[0, 1]);
+    let early = fleet.state.dry_run(&tenant(0), &both);
+    assert_eq!(early.refused.get(&Reason::WarmingUp), Some(&2), "{early:?}");
+    fleet.live(2, &[0, 1]);
+    assert_eq!(fleet.state.dry_run(&tenant(0), &both).outcome, Outcome::Placed);
+}
+
+#[test]
+fn a_host_that_broke_its_word_is_less_relied_on() {
+    let mut fleet = Fleet::with_hosts(2);
+    let place = |id: &str| Place { policy: Some("reliability".to_owned()), ..request(id, vec![gpus(1)]) };
+    assert_eq!(ask(&mut fleet, place("a")).assignments[0].host.as_str(), "host-0");
+    fleet.live(70, &[0, 1]);
+    assert_eq!(ask(&mut fleet, place("b")).assignments[0].host.as_str(), "host-1");
 }

@@ -172,6 +172,7 @@ pub fn decision(sequence: u64, number: u64, request: &str, at_s: i64, outcome: O
         attempt: 1,
         queue_ms,
         score_micro: (outcome == Outcome::Placed).then_some(250_000),
+        candidates: None,
         policy: "headroom".to_owned(),
         policy_version: 1,
         hosts_considered: 2,

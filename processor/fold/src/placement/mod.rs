@@ -19,6 +19,8 @@ pub mod distribute;
 pub mod lease;
 pub mod policy;
 pub mod openb;
+#[cfg(test)]
+mod laws;
 
 use plimsoll_schemas::reason::Reason;
 

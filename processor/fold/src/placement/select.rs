@@ -109,16 +109,18 @@ impl Choice {
     }
 }
 
-/// Chooses places for every member of a request, or for none. The hosts come in tie order, and the order in which they are given is theirs:
-/// whoever makes the view sorts it.
-pub fn choose(hosts: Vec<Host<'_>>, ask: &Ask<'_>, chooser: Chooser<'_>, settings: &Settings) -> Choice {
+/// Chooses places for every member of a request, or for none. Of hosts and GPUs that are worth the same the lesser name and slot are taken; the
+/// order in which they come does not matter.
+pub fn choose(mut hosts: Vec<Host<'_>>, ask: &Ask<'_>, chooser: Chooser<'_>, settings: &Settings) -> Choice {
+    hosts.sort_by(|a, b| a.id.cmp(b.id));
+    hosts.iter_mut().for_each(|host| host.gpus.sort_by_key(|gpu| gpu.slot));
     if hosts.iter().all(|host| host.gpus.is_empty()) {
         return Choice::rejected(Reason::NoDevices, "the cell has no GPU".to_owned());
     }
     let mut plan = plan(hosts, ask, chooser, settings);
     let first = ask.members[0];
     let ranked = plan.ranked(first);
-    let before = why::Refusals::of(&plan, &ask.bundles()[first]);
+    let before = why::Refusals::of(&plan, &ask.bundles()[first], None);
     let by_gpu_alone = |plan: &Plan<'_, '_>, taken: &Taken| plan.hosts[taken.host].is_by_gpu_alone(&ask.bundles()[ask.members[taken.member]]);
     match plan.place_all() {
         Ok(()) => {
@@ -148,7 +150,7 @@ pub fn choose(hosts: Vec<Host<'_>>, ask: &Ask<'_>, chooser: Chooser<'_>, setting
         }
         Err(Stuck { member, because }) => {
             let bundle = &ask.bundles()[ask.members[member]];
-            let refusals = why::Refusals::of(&plan, bundle);
+            let refusals = why::Refusals::of(&plan, bundle, because);
             let why = why::why(&plan, ask, bundle, because, settings, &refusals);
             Choice {
                 hosts_considered: refusals.hosts,

@@ -23,9 +23,9 @@ pub struct Refusals {
 }
 
 impl Refusals {
-    /// For a member of this bundle, as the plan stands.
-    pub fn of(plan: &Plan<'_, '_>, bundle: &Bundle) -> Self {
-        let reasons = plan.reasons(bundle);
+    /// For a member of this bundle, as the plan stands. `beyond` is what stood in the way of those that would do by themselves.
+    pub fn of(plan: &Plan<'_, '_>, bundle: &Bundle, beyond: Option<Reason>) -> Self {
+        let reasons: Vec<Option<Reason>> = plan.reasons(bundle).into_iter().map(|reason| reason.or(beyond)).collect();
         let mut counts = BTreeMap::new();
         for &reason in reasons.iter().flatten() {
             *counts.entry(reason).or_insert(0) += 1;

@@ -1,0 +1,230 @@
+//! What every choice must keep, whatever the policy prefers: tests only.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use plimsoll_schemas::id::{GpuUuid, HostId, Slot};
+use plimsoll_schemas::inventory;
+use plimsoll_schemas::out::Outcome;
+use plimsoll_schemas::reason::Reason;
+use plimsoll_schemas::request::{Bundle, Constraints, Domain, Locality, Place, Spread, Topology, WHOLE_MILLI};
+use proptest::prelude::*;
+
+use super::Settings;
+use super::ask::Ask;
+use super::candidate::Candidate;
+use super::cell::Host;
+use super::policy::catalogue::Name;
+use super::policy::host::CLASSES;
+use super::policy::mix::Mix;
+use super::reputation::Reputation;
+use super::select::{Choice, Chooser, choose};
+
+const GIB: u64 = 1 << 30;
+
+/// A GPU that owns what a candidate borrows.
+#[derive(Debug, Clone)]
+struct Gpu {
+    number: u32,
+    slot: u8,
+    uuid: GpuUuid,
+    model: &'static str,
+    used_gib: u64,
+    hot: bool,
+    gate: Option<Reason>,
+    kept: bool,
+    reserved_milli: u32,
+    reserved_gib: u64,
+    numa_node: u16,
+}
+
+#[derive(Debug, Clone)]
+struct Owned {
+    id: HostId,
+    stands: inventory::Placement,
+    cpu_milli: Option<i64>,
+    gpus: Vec<Gpu>,
+}
+
+impl Owned {
+    fn host(&self) -> Host<'_> {
+        Host {
+            id: &self.id,
+            stands: &self.stands,
+            cpu_milli: self.cpu_milli,
+            memory_bytes: None,
+            gpus: self.gpus.iter().map(Gpu::candidate).collect(),
+            classes: [0; CLASSES],
+            labels: Vec::new(),
+            reputation: Reputation::default(),
+        }
+    }
+}
+
+impl Gpu {
+    fn candidate(&self) -> Candidate<'_> {
+        Candidate {
+            number: self.number,
+            device: self.uuid.key(),
+            uuid: &self.uuid,
+            slot: Slot(self.slot),
+            gpu_index: 0,
+            model: self.model,
+            driver: None,
+            compute_capability: None,
+            mig_profile: None,
+            is_cut: false,
+            nvlink_domain: None,
+            numa_node: Some(self.numa_node),
+            memory_total_bytes: Some(80 * GIB),
+            memory_used_bytes: Some(self.used_gib * GIB),
+            util_percent: Some(self.used_gib),
+            temperature_mk: Some(if self.hot { 365_000 } else { 320_000 }),
+            slowdown_temperature_mk: Some(363_150),
+            gate: self.gate,
+            kept: self.kept,
+            reserved_milli: self.reserved_milli,
+            reserved_vram_bytes: self.reserved_gib * GIB,
+        }
+    }
+}
+
+prop_compose! {
+    fn any_gpu()(
+        model in prop::sample::select(vec!["H100", "A100"]), used_gib in 0..=70u64, hot in prop::bool::weighted(0.05), kept in prop::bool::weighted(0.05),
+        gate in prop::option::weighted(0.1, prop::sample::select(vec![Reason::Stale, Reason::Cordoned, Reason::Draining])),
+        reserved_milli in prop::sample::select(vec![0, 0, 0, 300, 1_000]), reserved_gib in 0..=40u64, numa_node in 0..2u16,
+    ) -> Gpu {
+        let uuid = "GPU-0".parse().expect("valid");
+        Gpu { number: 0, slot: 0, uuid, model, used_gib, hot, gate, kept, reserved_milli, reserved_gib, numa_node }
+    }
+}
+
+fn any_cell() -> impl Strategy<Value = Vec<Owned>> {
+    let host = (prop::collection::vec(any_gpu(), 0..6), prop::option::of(0..40i64), 0..2u8);
+    prop::collection::vec(host, 1..5).prop_map(|hosts| {
+        let mut number = 0;
+        let mut owned = |(at, (mut gpus, cores, rack)): (usize, (Vec<Gpu>, Option<i64>, u8))| {
+            for (slot, gpu) in gpus.iter_mut().enumerate() {
+                (gpu.number, gpu.slot, gpu.uuid) = (number, slot as u8, format!("GPU-{at}-{slot}").parse().expect("valid"));
+                number += 1;
+            }
+            let stands = inventory::Placement { rack: Some(format!("r{rack}")), ..inventory::Placement::default() };
+            Owned { id: format!("h{at}").parse().expect("valid"), stands, cpu_milli: cores.map(|cores| cores * 1_000), gpus }
+        };
+        hosts.into_iter().enumerate().map(&mut owned).collect()
+    })
+}
+
+fn any_place() -> impl Strategy<Value = Place> {
+    let bundle = (1..4u32, 1..4u32, prop::sample::select(vec![250, 700, 1_000, 1_000]), 0..=40u64, 0..20u64).prop_map(
+        |(count, members, milli, vram_gib, cores)| Bundle {
+            count,
+            members,
+            milli,
+            vram_bytes: vram_gib * GIB,
+            cpu_milli: cores * 1_000,
+            ..Bundle::default()
+        },
+    );
+    let near = prop::option::of((prop::sample::select(vec![Locality::Numa, Locality::Host, Locality::Rack]), any::<bool>()));
+    let apart = prop::option::of((prop::sample::select(vec![Domain::Host, Domain::Rack]), any::<bool>()));
+    let model = prop::option::of(Just("H100".to_owned()));
+    (prop::collection::vec(bundle, 1..3), near, apart, model).prop_map(|(bundles, near, apart, model)| Place {
+        request_id: "r".to_owned(),
+        bundles,
+        model,
+        constraints: Constraints {
+            topology: near.map(|(scope, required)| Topology { scope, required }),
+            spread: apart.map(|(over, required)| Spread { over, required }),
+            ..Constraints::default()
+        },
+        ..Place::default()
+    })
+}
+
+fn choice(hosts: Vec<Host<'_>>, place: &Place, policy: Name) -> Choice {
+    let ask = Ask::new(place).expect("within bounds");
+    let mut mix = Mix::default();
+    ask.asked().for_each(|asked| mix.note(asked));
+    choose(hosts, &ask, Chooser { policy, mix: &mix, tables: None, turn: 3 }, &Settings { vram_limit_bp: 9_000 })
+}
+
+/// What a placement must keep.
+fn holds(cell: &[Owned], place: &Place, choice: &Choice) -> Result<(), TestCaseError> {
+    let bundles: Vec<&Bundle> = place.bundles.iter().flat_map(|bundle| std::iter::repeat_n(bundle, bundle.members as usize)).collect();
+    let gpus: BTreeMap<u32, (&Owned, &Gpu)> = cell.iter().flat_map(|host| host.gpus.iter().map(move |gpu| (gpu.number, (host, gpu)))).collect();
+    let (mut taken, mut cpu) = (BTreeMap::<u32, (u32, u64)>::new(), BTreeMap::<&HostId, i64>::new());
+    let mut stands = Vec::new();
+    for (member, bundle) in (0..).zip(&bundles) {
+        let of_member: Vec<_> = choice.picks.iter().filter(|pick| pick.member == member).collect();
+        let distinct: BTreeSet<u32> = of_member.iter().map(|pick| pick.number).collect();
+        let hosts: BTreeSet<&HostId> = distinct.iter().map(|number| &gpus[number].0.id).collect();
+        prop_assert_eq!((distinct.len(), of_member.len(), hosts.len()), (bundle.count as usize, bundle.count as usize, 1), "member {}", member);
+        let host = gpus[&of_member[0].number].0;
+        *cpu.entry(&host.id).or_default() += bundle.cpu_milli as i64;
+        stands.push(host);
+        for pick in of_member {
+            let sum = taken.entry(pick.number).or_default();
+            *sum = (sum.0 + pick.milli, sum.1 + pick.vram_bytes);
+            prop_assert!(pick.vram_bytes >= bundle.vram_bytes && pick.milli == bundle.milli);
+        }
+        let near = place.constraints.topology.as_ref().filter(|near| near.required && near.scope == Locality::Numa && bundle.count > 1);
+        prop_assert!(near.is_none() || distinct.iter().map(|number| gpus[number].1.numa_node).collect::<BTreeSet<_>>().len() == 1);
+    }
+    for (number, (milli, vram_bytes)) in taken {
+        let gpu = gpus[&number].1;
+        prop_assert!(gpu.gate.is_none() && !gpu.hot && !gpu.kept && place.model.as_deref().is_none_or(|model| model == gpu.model));
+        prop_assert!(gpu.reserved_milli + milli <= WHOLE_MILLI);
+        prop_assert!(gpu.reserved_gib * GIB + vram_bytes <= 72 * GIB, "beyond the limit");
+        prop_assert!(vram_bytes <= (80 - gpu.used_gib) * GIB, "beyond what others leave");
+    }
+    for host in cell {
+        prop_assert!(host.cpu_milli.is_none_or(|left| cpu.get(&host.id).is_none_or(|&asked| asked <= left)), "beyond the host's CPU");
+    }
+    let of = |domain: Domain| {
+        stands.iter().map(move |host| if domain == Domain::Host { host.id.as_str() } else { host.stands.rack.as_deref().unwrap_or("") })
+    };
+    if let Some(spread) = place.constraints.spread.as_ref().filter(|spread| spread.required) {
+        prop_assert_eq!(of(spread.over).collect::<BTreeSet<_>>().len(), bundles.len(), "members apart");
+    }
+    let together = place.constraints.topology.as_ref().filter(|near| near.required && bundles.len() > 1);
+    match together.map(|near| near.scope) {
+        Some(Locality::Host) => prop_assert_eq!(of(Domain::Host).collect::<BTreeSet<_>>().len(), 1),
+        Some(Locality::Rack) => prop_assert_eq!(of(Domain::Rack).collect::<BTreeSet<_>>().len(), 1),
+        Some(Locality::Numa | Locality::Nvlink) | None => {}
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn a_choice_keeps_every_limit_says_why_for_every_gpu_and_does_not_depend_on_any_order(
+        (cell, shuffled) in any_cell().prop_flat_map(|cell| (Just(cell.clone()), Just(cell).prop_shuffle())),
+        place in any_place(),
+        policy in prop::sample::select(Name::ALL.to_vec()),
+    ) {
+        let choice_of = |cell: &[Owned], backwards: bool| {
+            let mut hosts: Vec<Host<'_>> = cell.iter().map(Owned::host).collect();
+            if backwards {
+                hosts.iter_mut().for_each(|host| host.gpus.reverse());
+            }
+            choice(hosts, &place, policy)
+        };
+        let choice = choice_of(&cell, false);
+        prop_assert_eq!(&choice, &choice_of(&shuffled, true));
+        if cell.iter().all(|host| host.gpus.is_empty()) {
+            prop_assert_eq!(choice.reason, Some(Reason::NoDevices));
+            return Ok(());
+        }
+        let candidates = choice.candidates.as_ref().expect("candidates were looked at");
+        let reasons = candidates.reasons().expect("readable");
+        prop_assert_eq!(reasons.len(), cell.iter().map(|host| host.gpus.len()).sum::<usize>());
+        match choice.outcome {
+            Outcome::Placed => holds(&cell, &place, &choice)?,
+            _ => {
+                prop_assert!(choice.picks.is_empty() && choice.reason.is_some() && choice.detail.is_some());
+                prop_assert!(reasons.iter().all(Option::is_some), "{:?}: {:?}", choice.reason, reasons);
+            }
+        }
+    }
+}
