@@ -65,6 +65,11 @@ pub enum Control {
         /// Its name.
         name: String,
     },
+    /// Take a lease back: its GPUs drain as if it had run out.
+    Revoke {
+        /// The lease.
+        lease_id: String,
+    },
     /// Bound what a tenant may hold.
     Quota {
         /// The tenant.

@@ -114,14 +114,14 @@ reasons! {
     Stale = 40, "stale";
     /// No sample yet.
     NoSample = 41, "no_sample";
-    /// It spoke for the first time too short a while ago.
-    WarmingUp = 110, "warming_up";
     /// The host is not enrolled.
     NotEnrolled = 42, "not_enrolled";
     /// An operator took it out of service.
     Cordoned = 43, "cordoned";
     /// Its last lease has ended and it is not yet shown to be free.
     Draining = 44, "draining";
+    /// It spoke for the first time too short a while ago.
+    WarmingUp = 110, "warming_up";
     /// Hardware says it is not well, without saying why (records older than the five reasons below).
     Unhealthy = 45, "unhealthy";
     /// It does not answer its host.

@@ -3,9 +3,12 @@
 //! A record that cannot be carried out is refused with a reason and changes nothing. What is in force is kept by `policies`.
 
 use plimsoll_schemas::control::{Control, Cordon};
+use plimsoll_schemas::frame::cut;
 use plimsoll_schemas::id::{GpuUuid, HostId, Position, TenantId};
+use plimsoll_schemas::out::LeaseState;
 use plimsoll_schemas::policy::{Cordoned, Policy, Quota, SetBy};
 use plimsoll_schemas::reason::Reason;
+use plimsoll_schemas::request::TEXT_BYTES_MAX;
 use plimsoll_schemas::settings::{Settings, Thresholds};
 use plimsoll_schemas::tables::Learned;
 use plimsoll_schemas::time::NS_PER_MS;
@@ -68,6 +71,7 @@ impl State {
             Control::AlertRule(rule) => self.alert_rule(rule, emit),
             Control::RemoveAlertRule { name } => self.remove_alert_rule(name, emit),
             Control::Logic { version } => self.logic(*version, emit),
+            Control::Revoke { lease_id } => self.revoke(lease_id, emit),
             Control::Quota { tenant, gpu_milli_max } => self.quota(tenant, *gpu_milli_max, emit),
             Control::Pace { tenant, pace } => self.set_pace(tenant.as_ref(), pace, emit),
             Control::EndPace { tenant } => self.end_pace(tenant.as_ref(), emit),
@@ -249,6 +253,14 @@ impl State {
         }
         self.policies.set(Policy::Placement, name.code(), Some(VERSION), SetBy::Operator, emit);
         self.meta.policy = name.code().to_owned();
+    }
+
+    /// Takes a lease back, whoever holds it.
+    fn revoke(&mut self, lease_id: &str, emit: &mut Emit<'_>) {
+        match self.leases.find(lease_id).filter(|lease| lease.state != LeaseState::Draining).map(|lease| lease.fence) {
+            Some(fence) => self.end_lease(fence, "revoked", emit),
+            None => self.refuse_control(Reason::UnknownLease, format!("no lease {} that lives", cut(lease_id, TEXT_BYTES_MAX)), emit),
+        }
     }
 
     fn quota(&mut self, tenant: &TenantId, gpu_milli_max: Option<u64>, emit: &mut Emit<'_>) {

@@ -163,26 +163,32 @@ impl State {
 
     /// A lease ran out: its GPUs drain.
     pub(crate) fn expire(&mut self, fence: u64, emit: &mut Emit<'_>) {
-        let live_ns = self.clock.live_ns;
         self.judge_hosts(fence, |host| host.fail(Failure::Timeout));
+        self.end_lease(fence, "expired", emit);
+    }
+
+    /// A lease is over and was not given back: its GPUs drain.
+    pub(crate) fn end_lease(&mut self, fence: u64, cause: &'static str, emit: &mut Emit<'_>) {
+        let live_ns = self.clock.live_ns;
         let Some(lease) = self.leases.get_mut(fence) else { return };
         lease.state = LeaseState::Draining;
-        lease.end_reason = Some("expired".to_owned());
+        lease.end_reason = Some(cause.to_owned());
         let lease = self.leases.by_fence[&fence].clone();
-        self.emit_lease(&lease, "expired", None, emit);
+        self.emit_lease(&lease, cause, None, emit);
         for &number in &lease.held {
             self.credit(number, emit.logged_at());
             let device = self.registry.device_mut(number);
             device.facts.draining_ns = Some(live_ns);
             device.facts_dirty = true;
-            self.restate(number, Cause::of("lease_expired"), emit);
+            self.restate(number, Cause::of(if cause == "expired" { "lease_expired" } else { "lease_revoked" }), emit);
         }
     }
 
     /// What the end of a lease says of the hosts it stands on.
     fn judge_hosts(&mut self, fence: u64, judge: impl Fn(&mut Reputation)) {
-        let held = self.leases.by_fence.get(&fence).filter(|lease| lease.state != LeaseState::Draining).map(|lease| lease.held.clone());
-        let hosts: BTreeSet<u32> = held.iter().flatten().map(|&number| self.registry.devices[number as usize].facts.host).collect();
+        let lives = self.leases.by_fence.get(&fence).filter(|lease| lease.state != LeaseState::Draining);
+        let held = lives.into_iter().flat_map(|lease| &lease.held);
+        let hosts: BTreeSet<u32> = held.map(|&number| self.registry.devices[number as usize].facts.host).collect();
         hosts.into_iter().for_each(|host| judge(&mut self.registry.host_mut(host).reputation));
     }
 

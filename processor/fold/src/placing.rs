@@ -368,10 +368,10 @@ impl State {
         let gates = [
             (silent || device.facts.silence != Silence::Heard, Reason::Stale),
             (!device.pulse.live, Reason::NoSample),
-            (self.clock.live_ns - device.pulse.live_ns < ns(self.meta.settings.warm_up_ms), Reason::WarmingUp),
             (!self.is_enrolled(host), Reason::NotEnrolled),
             (device.facts.cordoned || host.cordoned, Reason::Cordoned),
             (device.facts.draining_ns.is_some(), Reason::Draining),
+            (self.clock.live_ns - device.pulse.live_ns < ns(self.meta.settings.warm_up_ms), Reason::WarmingUp),
         ];
         gates.into_iter().find(|&(shut, _)| shut).map(|(_, reason)| reason).or_else(|| device.facts.faults.reason())
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::control::{Control, Cordon};
 use plimsoll_schemas::inventory::{EventKind, Gpu, Placement};
-use plimsoll_schemas::out::{Decided, Outcome, Payload, PreemptionProposed};
+use plimsoll_schemas::out::{Decided, LeaseState, Outcome, Payload, PreemptionProposed};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{AntiAffinity, Bundle, Cancel, Constraints, Domain, Locality, Place, Release, Request, Spread, Topology};
 use plimsoll_schemas::sample::Field;
@@ -443,4 +443,21 @@ fn a_host_that_broke_its_word_is_less_relied_on() {
     assert_eq!(ask(&mut fleet, place("a")).assignments[0].host.as_str(), "host-0");
     fleet.live(70, &[0, 1]);
     assert_eq!(ask(&mut fleet, place("b")).assignments[0].host.as_str(), "host-1");
+}
+
+#[test]
+fn a_lease_that_is_taken_back_drains_and_frees_nothing_by_itself() {
+    let mut fleet = Fleet::with_hosts(1);
+    let placed = ask(&mut fleet, request("a", vec![gpus(2)]));
+    let lease_id = placed.lease.expect("placed").lease_id;
+    fleet.clear();
+    fleet.control(Control::Revoke { lease_id: lease_id.clone() });
+    fleet.control(Control::Revoke { lease_id });
+    fleet.control(Control::Revoke { lease_id: "lease-of-nobody".to_owned() });
+    assert_eq!(fleet.leases(), [(LeaseState::Draining, "revoked".to_owned())]);
+    assert_eq!(fleet.reasons(), [Reason::UnknownLease, Reason::UnknownLease]);
+    assert_eq!(outcome(&ask(&mut fleet, request("b", vec![gpus(1)]))), (Outcome::Rejected, Some(Reason::Draining)));
+    fleet.sample_empty();
+    fleet.live(32, &[0]);
+    assert_eq!(ask(&mut fleet, request("c", vec![gpus(1)])).outcome, Outcome::Placed);
 }

@@ -683,7 +683,7 @@ fn operators_cordon_and_expel_and_only_enrolled_hosts_are_placeable() {
     let mut world = World { state: State::new(cell()), ..World::new() };
     world.sequence = 0;
     world.announce(0, 1, 1, vec![gpu(0, 0), gpu(0, 1)]);
-    world.live(2, &[0]);
+    world.live(4, &[0]);
     world.place("r", 1, 1_000, GIB, 10_000);
     world.control(Control::Enrol { hosts: vec![host_id(0)] });
     world.place("r2", 1, 1_000, GIB, 10_000);

@@ -255,6 +255,7 @@ pub fn log_messages() -> Vec<LogExample> {
         control_of("control-end_pace", Control::EndPace { tenant: Some(tenant()) }),
         request_of("request-place-gang", Request::Place(gang())),
         request_of("request-cancel", Request::Cancel(Cancel { request_id: "cancel-1".to_owned(), cancels: "train-42".to_owned() })),
+        control_of("control-revoke", Control::Revoke { lease_id: "lease-east-1-7".to_owned() }),
         control_of("control-quota", Control::Quota { tenant: tenant(), gpu_milli_max: Some(64_000) }),
         control_of("control-tables", Control::Tables(Box::new(learned()))),
         ("tick", LogSubject::Tick, Body::Tick(Tick { replica: "p-1".to_owned(), second: 1_767_323_045 })),

@@ -63,7 +63,7 @@ async fn fill(url: &str, cell: &CellId, seconds: u64) -> Result<()> {
     second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for sequence in 1..=seconds {
         second.tick().await;
-        speak(&client, cell, HOSTS, sequence).await?;
+        speak(&client, cell, 0..HOSTS, sequence).await?;
     }
     let expected = HOSTS as u64 * (seconds + 1);
     let filled = timeout(PATIENCE, async {

@@ -23,6 +23,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const HOSTS: usize = 1_000;
 const REQUESTS: usize = 1_000;
+/// Agents were started at different moments, so hosts speak all over the second: a part of them at a time.
+const TURNS: usize = 100;
 /// Between two requests, so that they fall anywhere between two frames.
 const PAUSE: Duration = Duration::from_millis(17);
 
@@ -72,11 +74,13 @@ async fn main() -> Result<()> {
 }
 
 async fn feed(client: async_nats::Client, cell: CellId) -> Result<()> {
-    let mut second = interval(Duration::from_secs(1));
-    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut turn = interval(Duration::from_secs(1) / TURNS as u32);
+    turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for sequence in 1.. {
-        second.tick().await;
-        speak(&client, &cell, HOSTS, sequence).await?;
+        for hosts in 0..TURNS {
+            turn.tick().await;
+            speak(&client, &cell, hosts * HOSTS / TURNS..(hosts + 1) * HOSTS / TURNS, sequence).await?;
+        }
     }
     Ok(())
 }

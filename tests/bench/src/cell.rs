@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "hosts speak by the real clock")]
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -136,11 +137,11 @@ pub async fn announce(client: &async_nats::Client, cell: &CellId, hosts: usize) 
     Ok(client.flush().await?)
 }
 
-/// Every host says the frame of this instant, of one tick.
-pub async fn speak(client: &async_nats::Client, cell: &CellId, hosts: usize, sequence: u64) -> Result<()> {
+/// Each of these hosts says the frame of this instant, of one tick.
+pub async fn speak(client: &async_nats::Client, cell: &CellId, hosts: Range<usize>, sequence: u64) -> Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
     let now = EventTime(now.as_secs() as i64 * NS_PER_S + i64::from(now.subsec_nanos()));
-    for number in 0..hosts {
+    for number in hosts {
         let mut frame = frame(number, GPUS, sequence as i64, 1, sequence);
         frame.ticks[0].sampled_at = now;
         client.publish(LogSubject::Sample(frame.host.clone()).to_subject(cell), frame.encode().into()).await?;

@@ -298,7 +298,16 @@ impl World {
                 let vram_bytes = self.rng.between(1, 40) << 30;
                 Request::Place(Place {
                     request_id: request_id.clone(),
-                    bundles: vec![Bundle { count: self.rng.between(1, 2) as u32, milli, vram_bytes, ..Bundle::default() }],
+                    bundles: vec![Bundle {
+                        count: self.rng.between(1, 2) as u32,
+                        members: self.rng.between(1, 2) as u32,
+                        milli,
+                        vram_bytes,
+                        ..Bundle::default()
+                    }],
+                    max_wait_ms: self.rng.chance(50).then(|| self.rng.between(0, 30) * 1_000),
+                    priority: self.rng.below(2) as i16,
+                    preemptible: self.rng.chance(50),
                     lease_ttl_ms: Some([30_000, 120_000, 600_000][self.rng.below(3) as usize]),
                     ..Place::default()
                 })
@@ -480,7 +489,8 @@ impl World {
             let Ok(event) = serde_json::from_slice::<Value>(&message.payload) else { continue };
             let data = &event["data"];
             if event["type"] == "plimsoll.place.decided.v1" {
-                if let Some(id) = data["request_id"].as_str() {
+                // One that waits is not answered yet: it is sent again, for the log that holds it may be lost.
+                if let Some(id) = data["request_id"].as_str().filter(|_| data["outcome"] != "deferred") {
                     self.waiting.remove(id);
                 }
                 if let Some(lease) = data["lease"]["lease_id"].as_str() {

@@ -409,6 +409,7 @@ fn operate(rng: &mut Rng, log: &mut Log, plan: Plan) {
             summary: None,
         }),
         8 => Control::Placement { policy: ["hybrid", "best_fit", "random", "headroom"][rng.below(4) as usize].to_owned(), version: 1 },
+        10 => Control::Revoke { lease_id: format!("lease-test-{}", rng.below(9)) },
         9 => Control::Quota { tenant: tenant(rng.below(2)), gpu_milli_max: rng.chance(50).then(|| rng.below(6) * 1_000) },
         7 => Control::RemoveAlertRule { name: format!("rule_{}", rng.below(3)) },
         _ => return,
