@@ -1,4 +1,4 @@
-//! What became of a record once it is appended to the log: folded and shown by SQL, or refused with a reason.
+//! Control records as an operator means them: appended to the log, folded, and either in force or refused with a reason.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -66,14 +66,6 @@ pub async fn until(endpoints: &Endpoints, sequence: u64) -> Result<(), Error> {
 }
 
 async fn outcome(endpoints: &Endpoints, sequence: u64) -> Result<(), Error> {
-    match refusal(endpoints, sequence).await? {
-        Some((reason, raw)) => Err(Error::Refused(format!("record {sequence} was refused and changes nothing: {reason}: {raw}"))),
-        None => Ok(()),
-    }
-}
-
-/// Why a record of the log was refused, and what it said, once SQL shows what became of it; nothing if it was not.
-pub async fn refusal(endpoints: &Endpoints, sequence: u64) -> Result<Option<(String, String)>, Error> {
     until(endpoints, sequence).await?;
     let refused = postgres::ask(
         endpoints,
@@ -82,5 +74,10 @@ pub async fn refusal(endpoints: &Endpoints, sequence: u64) -> Result<Option<(Str
         ),
     )
     .await?;
-    Ok(refused.first("reason").map(|reason| (reason.to_owned(), refused.first("raw_value").unwrap_or_default().to_owned())))
+    match (refused.first("reason"), refused.first("raw_value")) {
+        (Some(reason), detail) => {
+            Err(Error::Refused(format!("record {sequence} was refused and changes nothing: {reason}: {}", detail.unwrap_or_default())))
+        }
+        (None, _) => Ok(()),
+    }
 }

@@ -19,10 +19,9 @@ use crate::output::{self, Table};
 use crate::outputs::MadeBy;
 use crate::{postgres, visible};
 
-/// How long OUT is listened to before SQL is asked: of equal refusals within ten seconds OUT says only the first.
+/// How long OUT is listened to before SQL is asked, and once SQL has come to the withdrawal. Of equal refusals within ten seconds OUT says only
+/// the first.
 const LISTEN: Duration = Duration::from_secs(2);
-/// How long it is listened to after that.
-const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Which request.
 #[derive(Debug, Args)]
@@ -99,11 +98,12 @@ async fn asker(endpoints: &Endpoints, request_id: &str) -> Result<TenantId, Erro
 /// Sends the withdrawal and waits until OUT or SQL shows what became of it.
 async fn cancel(endpoints: &Endpoints, tenant: &TenantId, cancels: &str) -> Result<End, Error> {
     let broker = Broker::connect(endpoints).await?;
-    let request = Request::Cancel(Cancel { request_id: format!("cli-{}", broker.unique()), cancels: cancels.to_owned() });
+    let request_id = format!("cli-{}", broker.unique());
+    let request = Request::Cancel(Cancel { request_id: request_id.clone(), cancels: cancels.to_owned() });
     let mut follow = broker.follow(&[format!("decision.{tenant}"), "rejected".to_owned()], Since::Now).await?;
     let sequence = broker.append(&LogSubject::Request(tenant.clone()), &request).await?;
-    let mut listen = async |time| {
-        let until = Instant::now() + time;
+    let mut listen = async || {
+        let until = Instant::now() + LISTEN;
         while let Ok(next) = timeout_at(until, follow.next()).await {
             if let Some(end) = end(next?.0, sequence, cancels) {
                 return Ok(Some(end));
@@ -111,18 +111,28 @@ async fn cancel(endpoints: &Endpoints, tenant: &TenantId, cancels: &str) -> Resu
         }
         Ok::<_, Error>(None)
     };
-    if let Some(end) = listen(LISTEN).await? {
+    if let Some(end) = listen().await? {
         return Ok(end);
     }
-    let hint = match visible::refusal(endpoints, sequence).await {
-        Ok(Some((reason, raw))) => return Ok(End::Refused { reason, raw }),
-        Ok(None) => String::new(),
-        Err(error) => format!(" ({error})"),
-    };
-    listen(TIMEOUT).await?.ok_or_else(|| {
-        let seconds = (LISTEN + TIMEOUT).as_secs();
-        Error::Refused(format!("nothing says after {seconds} s whether request {cancels} was withdrawn{hint}: see `plimsoll queue`, and ask again"))
+    visible::until(endpoints, sequence).await?;
+    if let Some(end) = listen().await? {
+        return Ok(end);
+    }
+    refusal(endpoints, &request_id, cancels).await?.ok_or_else(|| {
+        Error::Refused(format!("nothing says whether request {cancels} was withdrawn, though record {sequence} was folded: see `plimsoll queue`"))
     })
+}
+
+/// The newest refusal that names the withdrawal or what it withdraws.
+async fn refusal(endpoints: &Endpoints, request_id: &str, cancels: &str) -> Result<Option<End>, Error> {
+    let question = format!(
+        "SELECT reason, raw_value FROM rejected WHERE source = 'processor' AND host IS NULL AND raw_value IN ('{request_id}', '{}') \
+         ORDER BY logged_at DESC LIMIT 1",
+        cancels.replace('\'', "''")
+    );
+    let refused = postgres::ask(endpoints, &question).await?;
+    let end = |reason: &str| End::Refused { reason: reason.to_owned(), raw: refused.first("raw_value").unwrap_or_default().to_owned() };
+    Ok(refused.first("reason").map(end))
 }
 
 /// What an output says about the withdrawal that is the record `sequence`.

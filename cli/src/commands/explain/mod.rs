@@ -58,11 +58,12 @@ async fn found(outputs: &Outputs, endpoints: &Endpoints, id: &str) -> Result<Opt
     }
 }
 
-/// SQL knows which decision a request or a lease had. What stands in OUT now is there a moment later: that long it is waited for.
+/// SQL knows which decision a request or a lease had. What stands in OUT now is there a moment later: that long it is waited for where SQL knows
+/// of none, or of none that is final.
 async fn by_another_id(outputs: &Outputs, endpoints: &Endpoints, id: &str) -> Result<(Decision, Bytes), Error> {
     let newest = outputs.newest().await?;
     let mut known = postgres::ask(endpoints, &question(id)).await?;
-    if let (None, Some(newest)) = (known.first("decision_id"), newest) {
+    if let (None | Some("deferred"), Some(newest)) = (known.first("outcome"), newest) {
         visible::until(endpoints, newest.sequence).await?;
         known = postgres::ask(endpoints, &question(id)).await?;
     }
@@ -74,7 +75,7 @@ async fn by_another_id(outputs: &Outputs, endpoints: &Endpoints, id: &str) -> Re
 fn question(id: &str) -> String {
     let id = id.replace('\'', "''");
     format!(
-        "SELECT decision_id FROM placement_decisions WHERE request_id = '{id}' OR lease_id = '{id}' OR decision_id = '{id}' \
+        "SELECT decision_id, outcome FROM placement_decisions WHERE request_id = '{id}' OR lease_id = '{id}' OR decision_id = '{id}' \
          ORDER BY decision_seq DESC LIMIT 1"
     )
 }

@@ -65,7 +65,7 @@ fn granted(decided: &Decided) -> Vec<String> {
     lines.extend(decided.lease.as_ref().map(lease));
     if let Some(micro) = decided.score_micro {
         let parts = decided.parts.as_ref().map_or_else(String::new, |of| format!(": {}", parts(of)));
-        lines.push(format!("It scored {}{parts}.", score(micro)));
+        lines.push(format!("It scored {} in the policy's own unit{parts}.", score(micro)));
     }
     lines
 }
@@ -117,7 +117,8 @@ fn nearest(miss: &NearestMiss) -> String {
         1 => "; 1 other host is as near".to_owned(),
         others => format!("; {others} other hosts are as near"),
     };
-    format!("Nearest: {host} with {} of the {gpus_needed} GPUs, {}{others}.", gpus.min(gpus_needed), reason.code())
+    let plural = if *gpus_needed == 1 { "" } else { "s" };
+    format!("Nearest: {host} with {} of the {gpus_needed} GPU{plural} needed, {}{others}.", gpus.min(gpus_needed), reason.code())
 }
 
 /// How many hosts and GPUs could have taken it, and why the others could not.
@@ -171,7 +172,8 @@ fn parts(parts: &ScoreParts) -> String {
 }
 
 fn gpu(milli: i64) -> String {
-    format!("{} GPU", thousandths(milli.unsigned_abs()))
+    let milli = milli.unsigned_abs();
+    format!("{} GPU{}", thousandths(milli), if milli > u64::from(WHOLE_MILLI) { "s" } else { "" })
 }
 
 /// A number with as many of its three decimals as it needs.
@@ -240,7 +242,7 @@ mod tests {
             "Request r-1 of research was placed.\n\
              \x20 It has 500 thousandths of GPU 3 of gpu-1 with 1.5 GiB.\n\
              \x20 Its lease local-0-41-0 with fence 4 holds until 2026-11-20T14:05:00Z unless it is renewed.\n\
-             \x20 It scored 0.874.\n\
+             \x20 It scored 0.874 in the policy's own unit.\n\
              \x20 3 hosts were looked at, 2 could have taken it.\n\
              \x20 Next best: gpu-2 (0.811).\n\
              \x20 GPUs that could not: 9 insufficient_memory, 8 cordoned.\n\
@@ -272,7 +274,7 @@ mod tests {
              \x20 It holds 8.5 CPU cores and 64.0 GiB of memory of a.\n\
              \x20 It holds 0.5 CPU cores of b.\n\
              \x20 Its lease lease-4 with fence 4 holds until 2026-11-20T14:05:00Z unless it is renewed; a request of priority above -2 may be told that ending it makes room.\n\
-             \x20 It scored -0.170: fragmentation falls by 0.12 GPU, 0.04 GPU more will stay idle when the fleet is full, it takes 0.25 GPU from rare requests.\n\
+             \x20 It scored -0.170 in the policy's own unit: fragmentation falls by 0.12 GPU, 0.04 GPU more will stay idle when the fleet is full, it takes 0.25 GPU from rare requests.\n\
              \x20 1 host was looked at, 1 could have taken it.\n\
              \x20 Decision 7 (local-0-41-1), by hybrid@1 with tables 00ff and mix of requests 00aa, on what the log said up to 0:41 (state 0011).\n"
         );
@@ -285,6 +287,7 @@ mod tests {
         };
         check(0, 0, 0, "it makes no difference to what else fits");
         check(-1_000, 0, 0, "fragmentation rises by 1 GPU");
+        check(0, 0, 8_000, "it takes 8 GPUs from rare requests");
         check(0, 5, 0, "0.005 GPU less will stay idle when the fleet is full");
     }
 
@@ -294,7 +297,7 @@ mod tests {
             "reason": "lease_conflict", "detail": "all are leased", "hosts_considered": 16,
             "nearest_miss": {"host": "gpu-7", "gpus": 7, "gpus_needed": 8, "reason": "lease_conflict", "hosts": 15},
         }));
-        assert!(text.contains("  What stood in the way: lease_conflict. All are leased.\n  Nearest: gpu-7 with 7 of the 8 GPUs, lease_conflict; 14 other hosts are as near.\n  16 hosts were looked at, 0 could"), "{text}");
+        assert!(text.contains("  What stood in the way: lease_conflict. All are leased.\n  Nearest: gpu-7 with 7 of the 8 GPUs needed, lease_conflict; 14 other hosts are as near.\n  16 hosts were looked at, 0 could"), "{text}");
         let text = said(json!({"reason": "invalid_request"}));
         assert!(text.contains("  What stood in the way: invalid_request.\n  No host was looked at.\n"), "{text}");
     }
@@ -308,8 +311,8 @@ mod tests {
             reason: plimsoll_schemas::reason::Reason::InsufficientCpu,
             hosts,
         };
-        assert_eq!(nearest(&miss(8, 1)), "Nearest: a with 2 of the 2 GPUs, insufficient_cpu.");
-        assert_eq!(nearest(&miss(1, 2)), "Nearest: a with 1 of the 2 GPUs, insufficient_cpu; 1 other host is as near.");
+        assert_eq!(nearest(&miss(8, 1)), "Nearest: a with 2 of the 2 GPUs needed, insufficient_cpu.");
+        assert_eq!(nearest(&miss(1, 2)), "Nearest: a with 1 of the 2 GPUs needed, insufficient_cpu; 1 other host is as near.");
     }
 
     #[test]
