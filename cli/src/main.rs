@@ -40,7 +40,7 @@ enum Command {
     /// Ask a question in SQL
     Sql(commands::sql::Options),
     /// Ask for GPUs and wait for the decision
-    Place(commands::place::Options),
+    Place(Box<commands::place::Options>),
     /// Withdraw a request that waits
     Cancel(commands::cancel::Options),
     /// List the requests that wait
@@ -99,7 +99,7 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Up(options) => up::run(options).await,
         Command::Status(options) => commands::status::run(options).await,
         Command::Sql(options) => commands::sql::run(options).await,
-        Command::Place(options) => commands::place::run(options).await,
+        Command::Place(options) => commands::place::run(*options).await,
         Command::Cancel(options) => commands::cancel::run(options).await,
         Command::Queue(options) => commands::queue::run(options).await,
         Command::Release(options) => commands::release::run(options).await,

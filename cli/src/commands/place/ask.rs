@@ -17,6 +17,22 @@ const RESEND: Duration = Duration::from_secs(2);
 /// Most leases that are named where their end is proposed.
 const VICTIMS_MAX: usize = 8;
 
+/// How long an answer may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// Until anything was decided, if only that the request waits.
+    pub first: Duration,
+    /// Until the final decision.
+    pub last: Duration,
+}
+
+impl Patience {
+    /// The same for both.
+    pub const fn of(time: Duration) -> Self {
+        Self { first: time, last: time }
+    }
+}
+
 /// What became of a request in the time that was given.
 #[derive(Debug)]
 pub enum Answer {
@@ -51,10 +67,11 @@ pub async fn ask(
     tenant: &TenantId,
     place: Place,
     since: Since,
-    timeout: Duration,
+    patience: Patience,
     mut tell: impl FnMut(&str),
 ) -> Result<Answer, Error> {
-    let deadline = Instant::now() + timeout;
+    let began = Instant::now();
+    let mut deadline = began + patience.first;
     let request_id = place.request_id.clone();
     let request = Request::Place(place);
     // Followed before it is sent, so that no decision can come between.
@@ -76,6 +93,7 @@ pub async fn ask(
                         tell(&waiting(&decided));
                     }
                     waits = Some(decided);
+                    deadline = began + patience.last;
                 }
                 Heard::Proposed(proposed) => tell(&proposal(&proposed)),
                 Heard::Refused(why) => hint = format!(" A request of this tenant was refused meanwhile: {why}"),
@@ -83,7 +101,7 @@ pub async fn ask(
             }
         }
     }
-    waits.map(Answer::Waits).ok_or(Error::NoDecision { request_id, seconds: timeout.as_secs(), hint })
+    waits.map(Answer::Waits).ok_or(Error::NoDecision { request_id, seconds: patience.first.as_secs(), hint })
 }
 
 fn heard(payload: Payload, tenant: &TenantId, request_id: &str) -> Heard {

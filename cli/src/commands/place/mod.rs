@@ -22,7 +22,7 @@ use crate::endpoint;
 use crate::error::Error;
 use crate::output::{Flag, Format, Kind, Table};
 
-pub use ask::{Answer, ask};
+pub use ask::{Answer, Patience, ask};
 
 /// How far back an earlier decision on the same request id is looked for.
 const LOOK_BACK_OUTPUTS: u64 = 20_000;
@@ -61,14 +61,14 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
     let broker = Broker::connect(&endpoints).await?;
     let wanted = options.asked.request(|| format!("cli-{}", broker.unique()))?;
     let since = if wanted.is_named { Since::Last(LOOK_BACK_OUTPUTS) } else { Since::Now };
-    let timeout = options.timeout.unwrap_or_else(|| patience(&wanted.place, now()));
-    let answer = ask(&broker, &options.tenant, wanted.place, since, timeout, say).await?;
+    let patience = options.timeout.map_or_else(|| patience(&wanted.place, now()), Patience::of);
+    let answer = ask(&broker, &options.tenant, wanted.place, since, patience, say).await?;
     print(answer.decided(), format)?;
     Ok(match answer {
         Answer::Decided(decided) => code(&decided),
         Answer::Waits(decided) => {
             let Decided { request_id, tenant, .. } = &*decided;
-            let seconds = timeout.as_secs();
+            let seconds = patience.last.as_secs();
             say(&format!("request {request_id} still waits after {seconds} s: `plimsoll cancel {request_id} --tenant {tenant}` withdraws it"));
             ExitCode::from(STILL_WAITS)
         }
@@ -90,10 +90,11 @@ fn now() -> EventTime {
     EventTime(i64::try_from(since_1970.as_nanos()).unwrap_or(i64::MAX))
 }
 
-/// How long the final decision on a request may take.
-fn patience(place: &Place, now: EventTime) -> Duration {
+/// How long the decisions on a request may take.
+fn patience(place: &Place, now: EventTime) -> Patience {
     let until_ms = place.not_before.map_or(0, |at| at.ms_since(now).max(0).unsigned_abs());
-    TIMEOUT + Duration::from_millis(until_ms) + Duration::from_millis(place.max_wait_ms.unwrap_or(0))
+    let waits = Duration::from_millis(until_ms) + Duration::from_millis(place.max_wait_ms.unwrap_or(0));
+    Patience { first: TIMEOUT, last: TIMEOUT + waits }
 }
 
 fn print(decided: &Decided, format: Format) -> Result<(), Error> {
@@ -161,7 +162,7 @@ mod tests {
     #[test]
     fn the_decision_is_waited_for_as_long_as_the_request_waits() {
         let place = |not_before: Option<i64>, max_wait_ms| Place { not_before: not_before.map(EventTime), max_wait_ms, ..Place::default() };
-        let check = |place: &Place, seconds: u64| assert_eq!(patience(place, EventTime(1_000_000_000)).as_secs(), seconds, "{place:?}");
+        let check = |place: &Place, seconds: u64| assert_eq!(patience(place, EventTime(1_000_000_000)).last.as_secs(), seconds, "{place:?}");
         check(&place(None, None), 30);
         check(&place(None, Some(600_000)), 630);
         check(&place(Some(61_000_000_000), Some(600_000)), 690);
