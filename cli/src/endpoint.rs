@@ -24,6 +24,9 @@ pub struct Flags {
     /// Its query service: host:port, or a postgres:// URL [default: 127.0.0.1:8432]
     #[arg(long, env = "PLIMSOLL_PG", value_name = "ADDRESS", global = true)]
     pg: Option<String>,
+    /// Its processor's HTTP [default: http://127.0.0.1:9411]
+    #[arg(long, env = "PLIMSOLL_PROCESSOR", value_name = "URL", global = true)]
+    processor: Option<String>,
     /// The data folder of a `plimsoll up` on this machine; its addresses are used where no flag gives one
     #[arg(long, env = "PLIMSOLL_DATA_DIR", value_name = "FOLDER", default_value = DATA_DIR, global = true)]
     data_dir: PathBuf,
@@ -96,6 +99,9 @@ impl Flags {
         if let Some(pg) = &self.pg {
             found.pg = pg.clone();
         }
+        if let Some(processor) = &self.processor {
+            found.processor = processor.clone();
+        }
         Ok(found)
     }
 }
@@ -105,7 +111,7 @@ mod tests {
     use super::*;
 
     fn flags(data_dir: &Path, pg: Option<&str>) -> Flags {
-        Flags { cell: None, nats: None, pg: pg.map(str::to_owned), data_dir: data_dir.to_owned() }
+        Flags { cell: None, nats: None, pg: pg.map(str::to_owned), processor: None, data_dir: data_dir.to_owned() }
     }
 
     #[test]

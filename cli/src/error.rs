@@ -36,6 +36,14 @@ pub enum Error {
         /// The client library's answer.
         detail: String,
     },
+    /// No processor.
+    #[error("no processor answers at {url}: {detail}. Is the pipeline up? Start it with `plimsoll up`, or name the processor with --processor")]
+    NoProcessor {
+        /// Where it was looked for.
+        url: String,
+        /// What came instead of an answer.
+        detail: String,
+    },
     /// The query service refused the question.
     #[error("{0}")]
     Refused(String),

@@ -1,9 +1,11 @@
 //! `plimsoll`: starts the whole pipeline on one machine, and is the operator's tool for one that runs.
 
+mod amount;
 mod broker;
 mod commands;
 mod endpoint;
 mod error;
+mod http;
 mod output;
 mod outputs;
 mod past;
@@ -38,7 +40,11 @@ enum Command {
     /// Ask a question in SQL
     Sql(commands::sql::Options),
     /// Ask for GPUs and wait for the decision
-    Place(commands::place::Options),
+    Place(Box<commands::place::Options>),
+    /// Withdraw a request that waits
+    Cancel(commands::cancel::Options),
+    /// List the requests that wait
+    Queue(commands::queue::Options),
     /// Give a lease back
     Release(commands::release::Options),
     /// List the leases that have not ended
@@ -93,7 +99,9 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Up(options) => up::run(options).await,
         Command::Status(options) => commands::status::run(options).await,
         Command::Sql(options) => commands::sql::run(options).await,
-        Command::Place(options) => commands::place::run(options).await,
+        Command::Place(options) => commands::place::run(*options).await,
+        Command::Cancel(options) => commands::cancel::run(options).await,
+        Command::Queue(options) => commands::queue::run(options).await,
         Command::Release(options) => commands::release::run(options).await,
         Command::Leases(options) => commands::leases::run(options).await,
         Command::Decisions(options) => commands::decisions::run(options).await,

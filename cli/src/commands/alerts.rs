@@ -12,8 +12,8 @@ use plimsoll_schemas::id::HostId;
 use plimsoll_schemas::out::{CloudEvent, Payload};
 use tokio::time::{Instant, interval, sleep, timeout};
 
+use crate::amount::duration;
 use crate::broker::{ACK_WAIT, Begin, Broker, Since};
-use crate::commands::place::duration;
 use crate::endpoint::{self, Endpoints};
 use crate::error::Error;
 use crate::output::{Flag, Format};

@@ -7,7 +7,7 @@ use clap::Args;
 use plimsoll_schemas::control::{Control, Cordon};
 use plimsoll_schemas::id::{GpuUuid, HostId};
 
-use crate::commands::place::duration;
+use crate::amount::duration;
 use crate::endpoint;
 use crate::error::Error;
 use crate::visible::{Wait, publish};

@@ -1,16 +1,20 @@
 //! `plimsoll decisions`: the newest ones from SQL, or each as it is made from OUT.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Args;
-use plimsoll_schemas::id::TenantId;
-use plimsoll_schemas::out::{CloudEvent, Decided, Distributed, Outcome, Payload};
+use plimsoll_schemas::id::{HostId, TenantId};
+use plimsoll_schemas::out::{Assignment, CloudEvent, Decided, Distributed, Outcome, Payload};
 
 use crate::broker::{Broker, Since};
 use crate::error::Error;
 use crate::output::{Flag, Format};
 use crate::{endpoint, postgres};
+
+/// Most hosts that are named in a line.
+const HOSTS_SHOWN_MAX: usize = 4;
 
 /// Which decisions.
 #[derive(Debug, Args)]
@@ -65,8 +69,9 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
 fn question(tenant: Option<&TenantId>, limit: u32) -> String {
     let filter = tenant.map_or_else(String::new, |tenant| format!("WHERE r.tenant = '{tenant}' "));
     format!(
-        "SELECT d.decision_seq, d.decided_at, d.outcome, r.tenant, d.request_id, r.n_gpus, d.reason, d.lease_id, d.policy \
-         FROM placement_decisions d LEFT JOIN placement_requests r ON r.request_id = d.request_id {filter}\
+        "SELECT d.decision_seq, d.decided_at, d.outcome, r.tenant, d.request_id, r.n_gpus, d.reason, d.queue_ms, l.hosts, d.lease_id, d.policy \
+         FROM placement_decisions d LEFT JOIN placement_requests r ON r.request_id = d.request_id \
+         LEFT JOIN (SELECT lease_id, string_agg(DISTINCT host, ' ' ORDER BY host) AS hosts FROM lease_devices GROUP BY lease_id) l ON l.lease_id = d.lease_id {filter}\
          ORDER BY d.decision_seq DESC LIMIT {limit}"
     )
 }
@@ -102,14 +107,28 @@ fn row(event: &CloudEvent, format: Format) -> Option<String> {
 
 /// Where a placement went, or why it did not.
 pub fn placed(decided: &Decided) -> String {
-    if decided.outcome == Outcome::Placed
-        && let Some(first) = decided.assignments.first()
-    {
-        let slots: Vec<String> = decided.assignments.iter().map(|gpu| gpu.slot.0.to_string()).collect();
+    if decided.outcome == Outcome::Placed && !decided.assignments.is_empty() {
         let lease = decided.lease.as_ref().map_or_else(String::new, |lease| format!(", lease {}", lease.lease_id));
-        return format!("{} GPU {}{lease}", first.host, slots.join(","));
+        return format!("{}{lease}", hosts(&decided.assignments));
     }
     why(decided.reason.map(|reason| reason.code()), decided.detail.as_deref())
+}
+
+/// `gpu-1 GPU 0,1; gpu-2 GPU 0`: the GPUs of each host, the first hosts only where there are many.
+fn hosts(assignments: &[Assignment]) -> String {
+    let mut slots = BTreeMap::<&HostId, BTreeSet<u8>>::new();
+    for gpu in assignments {
+        slots.entry(&gpu.host).or_default().insert(gpu.slot.0);
+    }
+    let of_host = |(host, slots): (&&HostId, &BTreeSet<u8>)| {
+        let slots: Vec<String> = slots.iter().map(u8::to_string).collect();
+        format!("{host} GPU {}", slots.join(","))
+    };
+    let shown: Vec<String> = slots.iter().take(HOSTS_SHOWN_MAX).map(of_host).collect();
+    match slots.len().saturating_sub(HOSTS_SHOWN_MAX) {
+        0 => shown.join("; "),
+        more => format!("{}; {more} more hosts", shown.join("; ")),
+    }
 }
 
 fn distributed(split: &Distributed) -> String {
@@ -124,5 +143,33 @@ fn why(reason: Option<&str>, detail: Option<&str>) -> String {
         (Some(reason), Some(detail)) => format!("{reason}: {detail}"),
         (Some(text), None) | (None, Some(text)) => text.to_owned(),
         (None, None) => "no reason given".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn check(outcome: &str, assignments: Vec<Value>, expected: &str) {
+        let decided: Decided = serde_json::from_value(json!({
+            "decision_id": "local-0-9-0", "decision_seq": 2, "request_id": "r-1", "tenant": "research", "outcome": outcome, "reason": "cancelled",
+            "detail": "withdrawn by cli-1", "position": {"epoch": 0, "sequence": 9}, "policy": "hybrid@1", "hosts_considered": 0,
+            "hosts_feasible": 0, "refused": {}, "assignments": assignments, "runners_up": [],
+        }))
+        .expect("a decision");
+        assert_eq!(placed(&decided), expected);
+    }
+
+    #[test]
+    fn a_gang_is_said_by_host_and_what_was_withdrawn_by_whom() {
+        let gpu = |host: usize, slot: u16, member: u32| {
+            json!({"device_uuid": "GPU-1", "device_key": 5, "host": format!("gpu-{host}"), "slot": slot, "gpu_index": slot, "milli": 500,
+                   "vram_bytes": 0, "score_micro": 0, "member": member})
+        };
+        check("placed", vec![gpu(1, 3, 0), gpu(1, 0, 0), gpu(2, 0, 1), gpu(2, 0, 2)], "gpu-1 GPU 0,3; gpu-2 GPU 0");
+        let many = (0..6).map(|host| gpu(host, 0, host as u32)).collect();
+        check("placed", many, "gpu-0 GPU 0; gpu-1 GPU 0; gpu-2 GPU 0; gpu-3 GPU 0; 2 more hosts");
+        check("cancelled", Vec::new(), "cancelled: withdrawn by cli-1");
     }
 }

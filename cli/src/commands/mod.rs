@@ -2,6 +2,7 @@
 
 pub mod alerts;
 pub mod bench;
+pub mod cancel;
 pub mod conformance;
 pub mod control;
 pub mod decisions;
@@ -10,6 +11,7 @@ pub mod leases;
 pub mod pace;
 pub mod place;
 pub mod policy;
+pub mod queue;
 pub mod release;
 pub mod sql;
 pub mod status;
@@ -17,3 +19,5 @@ pub mod tools;
 
 /// Exit code of a request that was decided against: not a failure of the command, and not a success for the asker.
 pub const NOT_PLACED: u8 = 3;
+/// Exit code of a request that still waits for room when the command gives up.
+pub const STILL_WAITS: u8 = 4;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use plimsoll_schemas::id::TenantId;
 use plimsoll_schemas::out::{LeaseChanged, LeaseState, Payload};
+use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Release, Request, TEXT_BYTES_MAX};
 use plimsoll_schemas::subject::LogSubject;
 use tokio::time::Instant;
@@ -47,7 +48,8 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
     let gpus: Vec<&str> = changed.device_uuids.iter().map(|uuid| uuid.as_str()).collect();
     table.rows.push([changed.lease_id.clone(), changed.state.code().to_owned(), changed.cause.clone(), gpus.join(" ")].map(Some).to_vec());
     table.print(options.output.format)?;
-    let given_back = matches!(changed.state, LeaseState::Draining | LeaseState::Ended);
+    // A lease that nobody knows has ended as well.
+    let given_back = matches!(changed.state, LeaseState::Draining | LeaseState::Ended) && Reason::from_code(&changed.cause).is_none();
     Ok(if given_back { ExitCode::SUCCESS } else { ExitCode::from(NOT_PLACED) })
 }
 
@@ -74,10 +76,42 @@ async fn release(broker: &Broker, tenant: &TenantId, lease_id: &str) -> Result<L
         while let Ok(next) = tokio::time::timeout_at(resend, follow.next()).await {
             if let Payload::Lease(changed) = next?.0.data
                 && changed.lease_id == lease_id
+                && is_answer(&changed)
             {
                 return Ok(changed);
             }
         }
     }
     Err(Error::NoDecision { request_id, seconds: TIMEOUT.as_secs(), hint: " See where the lease stands with `plimsoll leases --all`".to_owned() })
+}
+
+/// Whether a change of the lease can be what became of the release: it is over, or that was refused. Anything else happens to it meanwhile.
+fn is_answer(changed: &LeaseChanged) -> bool {
+    matches!(changed.state, LeaseState::Draining | LeaseState::Ended) || Reason::from_code(&changed.cause).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happens_to_a_lease_meanwhile_is_not_its_release() {
+        let check = |state, cause: &str, expected: bool| {
+            let changed = LeaseChanged {
+                lease_id: "lease-1".to_owned(),
+                request_id: "r-1".to_owned(),
+                tenant: "research".parse().expect("a token"),
+                state,
+                cause: cause.to_owned(),
+                fence: 1,
+                device_uuids: Vec::new(),
+            };
+            assert_eq!(is_answer(&changed), expected, "{changed:?}");
+        };
+        check(LeaseState::Draining, "released", true);
+        check(LeaseState::Ended, "unknown_lease", true);
+        check(LeaseState::Active, "not_holder", true);
+        check(LeaseState::Suspended, "host_lost", false);
+        check(LeaseState::Active, "unused", false);
+    }
 }

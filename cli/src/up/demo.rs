@@ -9,7 +9,7 @@ use plimsoll_schemas::subject::LogSubject;
 use tokio::time::Instant;
 
 use crate::broker::{Broker, Since};
-use crate::commands::place;
+use crate::commands::place::{self, Patience};
 use crate::endpoint::Endpoints;
 use crate::error::Error;
 use crate::output::Table;
@@ -61,10 +61,11 @@ async fn decide(endpoints: &Endpoints, report: Report) -> Result<Option<DemoLeas
         lease_ttl_ms: Some(LEASE_TTL_MS),
         ..Place::default()
     };
-    let decided = place::ask(&broker, &tenant, place, Since::Now, DECISION_TIMEOUT).await?;
-    report.say(&Event::Decided { decision: &decided });
-    let lease = decided.lease.filter(|_| decided.outcome == Outcome::Placed);
-    Ok(lease.map(|lease| DemoLease { tenant, lease_id: lease.lease_id }))
+    let answer = place::ask(&broker, &tenant, place, Since::Now, Patience::of(DECISION_TIMEOUT), |_| {}).await?;
+    let decided = answer.decided();
+    report.say(&Event::Decided { decision: decided });
+    let lease = decided.lease.as_ref().filter(|_| decided.outcome == Outcome::Placed);
+    Ok(lease.map(|lease| DemoLease { tenant, lease_id: lease.lease_id.clone() }))
 }
 
 /// Asks until there are rows: the first windows take their time.

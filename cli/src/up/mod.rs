@@ -4,7 +4,6 @@
 pub mod child;
 mod demo;
 mod folder;
-mod http;
 mod nats;
 mod part;
 mod ports;
@@ -22,7 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::commands::place;
+use crate::amount::duration;
 use crate::endpoint::DATA_DIR;
 use crate::error::Error;
 use crate::up::folder::Folder;
@@ -56,7 +55,7 @@ pub struct Options {
     #[arg(long, env = "PLIMSOLL_CELL", default_value = "local")]
     cell: CellId,
     /// Stop cleanly after this long, such as 60s or 10m
-    #[arg(long = "for", value_name = "TIME", value_parser = place::duration)]
+    #[arg(long = "for", value_name = "TIME", value_parser = duration)]
     run_for: Option<Duration>,
     /// One JSON line per state change; the one with "event":"ready" holds all addresses
     #[arg(long)]

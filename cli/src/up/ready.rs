@@ -7,9 +7,8 @@ use tokio::time::Instant;
 
 use crate::endpoint::Endpoints;
 use crate::error::Error;
-use crate::postgres;
-use crate::up::http;
 use crate::up::report::{Event, Report};
+use crate::{http, postgres};
 
 /// A catch-up after a long pause takes its time; longer than this is a fault.
 const TIMEOUT: Duration = Duration::from_secs(120);

@@ -2,6 +2,7 @@
 
 mod compare;
 pub mod file;
+mod placing;
 mod promote;
 mod train;
 
@@ -38,6 +39,10 @@ enum What {
     Rule(FromFile),
     /// Remove an alert rule; what it has firing is resolved
     RemoveRule(Named),
+    /// Choose how the cell places, where a request names no policy itself
+    Use(placing::Use),
+    /// Bound how much a tenant may hold
+    Quota(placing::Quota),
     /// Set how fast placement requests may come, and when load pauses them
     Pace(pace::Options),
     /// Learn tables for placement from the cell's own requests
@@ -71,6 +76,7 @@ enum Kind {
     Logic,
     Enrolment,
     Cordon,
+    Quota,
     Pace,
     Tables,
 }
@@ -112,6 +118,14 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
         What::Set(set) => publish(&endpoint, set.wait, &Control::Settings(settings(&set.changes)?)).await,
         What::Rule(from) => publish(&endpoint, from.wait, &Control::AlertRule(rule(&from.file)?)).await,
         What::RemoveRule(named) => publish(&endpoint, named.wait, &Control::RemoveAlertRule { name: named.name }).await,
+        What::Use(policy) => {
+            let (wait, control) = policy.control();
+            publish(&endpoint, wait, &control).await
+        }
+        What::Quota(quota) => {
+            let (wait, control) = quota.control();
+            publish(&endpoint, wait, &control).await
+        }
         What::Pace(options) => pace::run(options, &endpoint).await,
         What::Train(train) => train::run(&endpoint.resolve()?, train).await,
         What::Compare(compare) => compare::run(&endpoint.resolve()?, compare).await,
@@ -170,6 +184,7 @@ mod tests {
         let sql = question(Some(Kind::AlertRule), Some("2026-11-20T14:05:00Z"), false);
         assert!(sql.contains("kind = 'alert_rule' AND valid_from <= timestamptz '2026-11-20T14:05:00Z' AND (valid_to IS NULL OR"), "{sql}");
         assert!(question(None, None, false).contains("WHERE valid_to IS NULL "));
+        assert!(question(Some(Kind::Quota), None, false).contains(&format!("kind = '{}'", plimsoll_schemas::policy::Policy::QUOTA)));
         assert!(!question(None, None, true).contains("WHERE"));
         assert!(instant("yesterday").is_err());
     }
