@@ -45,6 +45,7 @@ pub struct CloudEvent {
 /// The content of an event, by its kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
+#[expect(clippy::large_enum_variant, reason = "most outputs are decisions, and one is made at a time")]
 pub enum Payload {
     /// `plimsoll.place.decided.v1`
     Decided(Decided),

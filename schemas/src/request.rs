@@ -42,6 +42,7 @@ pub const WAIT_MS_MAX: u64 = 7 * 86_400_000;
 /// One request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "most requests are placements, and boxed in a record")]
 pub enum Request {
     /// Find GPUs and lease them.
     Place(Place),
