@@ -45,6 +45,8 @@ impl State {
         for event in &new.adopted {
             decision_seq = decision_seq.max(self.adopt(event, &mut emit));
         }
+        // Those who wait are tried again with the next tick: that something was given back here is not stored.
+        self.queue.woken = false;
         let chain = emit.finish(&[new.out_seq, decision_seq, self.meta.fence]);
         self.meta.chain = crate::emit::Chain { out_seq: chain.out_seq.max(new.out_seq), decision_seq, ..chain };
         Ok(())
