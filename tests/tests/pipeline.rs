@@ -402,11 +402,18 @@ async fn a_decision_is_a_cloud_event_that_passes_its_schema() -> Result<()> {
     let up = Up::start(folder.path(), &["--hosts", "2", "--gpus", "4"]).await?;
     let nats = up.nats().await?;
     let mut decisions = nats.subscribe("plimsoll.local.out.decision.tester").await?;
-    let request = r#"{"type":"place","request_id":"first","bundles":[{"count":1,"vram_bytes":1073741824}]}"#;
+    // The GPUs may still warm up.
+    let request = r#"{"type":"place","request_id":"first","bundles":[{"count":1,"vram_bytes":1073741824}],"max_wait_ms":30000}"#;
     async_nats::jetstream::new(nats.clone()).publish("plimsoll.local.log.request.tester", request.into()).await?.await?;
-    let message = tokio::time::timeout(Duration::from_secs(30), futures::StreamExt::next(&mut decisions)).await?.context("a decision")?;
-    let event: serde_json::Value = serde_json::from_slice(&message.payload)?;
-    ensure!(event["specversion"] == "1.0" && event["type"] == "plimsoll.place.decided.v1" && event["data"]["outcome"] == "placed", "{event}");
+    let event = loop {
+        let message = tokio::time::timeout(Duration::from_secs(30), futures::StreamExt::next(&mut decisions)).await?.context("a decision")?;
+        let event: serde_json::Value = serde_json::from_slice(&message.payload)?;
+        ensure!(event["specversion"] == "1.0" && event["type"] == "plimsoll.place.decided.v1", "{event}");
+        if event["data"]["outcome"] != "deferred" {
+            break event;
+        }
+    };
+    ensure!(event["data"]["outcome"] == "placed", "{event}");
     explained(&up, &event["data"]).await?;
     let schemas = std::path::Path::new("../schemas/json");
     let mut checked = 0;
@@ -419,6 +426,65 @@ async fn a_decision_is_a_cloud_event_that_passes_its_schema() -> Result<()> {
         checked += 1;
     }
     eprintln!("{checked} events of OUT pass their schemas");
+    up.stop().await
+}
+
+/// Runs `plimsoll` beside a running `up`; its exit code, and what it said on stdout and stderr.
+fn plimsoll(up: &Up, arguments: &[&str]) -> Result<(Option<i32>, String, String)> {
+    let program = plimsoll_tests::pipeline::binaries().join("plimsoll");
+    let output = std::process::Command::new(program).args(arguments).arg("--data-dir").arg(&up.data_dir).output()?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_finds_no_room_waits_for_it_and_a_dry_run_leaves_no_trace() -> Result<()> {
+    need_broker!();
+    let folder = tempfile::tempdir()?;
+    let up = Up::start(folder.path(), &["--hosts", "1", "--gpus", "2"]).await?;
+    let json = |arguments: &[&str]| {
+        let (code, stdout, stderr) = plimsoll(&up, &[arguments, &["-o", "json"]].concat())?;
+        let said: serde_json::Value = serde_json::from_str(&stdout).with_context(|| format!("{arguments:?}: {stdout}{stderr}"))?;
+        Ok::<_, anyhow::Error>((code, said))
+    };
+    let decisions = async || up.stream(OUT).await.map(|all| all.iter().filter(|(_, subject, _)| subject.contains("out.decision")).count());
+    let release =
+        |said: &serde_json::Value| plimsoll(&up, &["release", said["lease"]["lease_id"].as_str().context("a lease")?, "--tenant", "default"]);
+    // The demonstration's lease may stand on one of the two.
+    let whole = eventually(async || {
+        let (code, said) = json(&["place", "--dry-run", "--gpus", "2"])?;
+        ensure!(code == Some(0), "{said}");
+        Ok(said)
+    })
+    .await?;
+    ensure!(whole["decision_id"] == "dry-run" && whole["assignments"].as_array().is_some_and(|gpus| gpus.len() == 2), "{whole}");
+    let before = decisions().await?;
+    let (code, none) = json(&["place", "--dry-run", "--gpus", "3"])?;
+    ensure!(code == Some(3) && none["candidates"]["gpus"] == 2 && none["nearest_miss"]["gpus"] == 2, "{none}");
+    ensure!(decisions().await? == before, "a dry run stands in OUT");
+
+    let (code, first) = json(&["place", "--gpus", "2", "--request-id", "first"])?;
+    ensure!(code == Some(0), "{first}");
+    let waiting = std::thread::scope(|threads| {
+        let waiting = threads.spawn(|| json(&["place", "--gpus", "1", "--request-id", "second", "--max-wait", "2m"]));
+        let listed = || {
+            let (_, queue, _) = plimsoll(&up, &["queue"])?;
+            ensure!(queue.contains("second") && queue.contains("lease_conflict"), "{queue}");
+            Ok::<_, anyhow::Error>(())
+        };
+        for attempt in 0.. {
+            match listed() {
+                Ok(()) => break,
+                Err(error) if attempt > 60 => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(500)),
+            }
+        }
+        release(&first)?;
+        waiting.join().map_err(|_| anyhow::anyhow!("place panicked"))?
+    })?;
+    ensure!(waiting.0 == Some(0) && waiting.1["outcome"] == "placed" && waiting.1["attempt"].as_u64() > Some(1), "{waiting:?}");
+    let (code, said, _) = plimsoll(&up, &["explain", "second"])?;
+    ensure!(code == Some(0) && said.contains("Request second of default was placed"), "{said}");
     up.stop().await
 }
 

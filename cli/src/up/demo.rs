@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use plimsoll_schemas::id::TenantId;
 use plimsoll_schemas::out::Outcome;
-use plimsoll_schemas::request::{Bundle, Place, Release, Request, WHOLE_MILLI};
+use plimsoll_schemas::request::{Bundle, Place, Release, Request};
 use plimsoll_schemas::subject::LogSubject;
 use tokio::time::Instant;
 
@@ -18,6 +18,8 @@ use crate::up::report::{Event, Report};
 
 /// An hour: given back at the stop, and not for ever where there is none.
 const LEASE_TTL_MS: u64 = 3_600_000;
+/// How long it waits for a GPU, ms.
+const ROOM_TIMEOUT_MS: u64 = 20_000;
 const DECISION_TIMEOUT: Duration = Duration::from_secs(10);
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(3);
 /// The first windows close after 10 s and the lateness; with a slow host a little later.
@@ -56,9 +58,11 @@ async fn decide(endpoints: &Endpoints, report: Report) -> Result<Option<DemoLeas
     let tenant: TenantId = "demo".parse().expect("a plain word is a token");
     let place = Place {
         request_id: format!("demo-{}", broker.unique()),
-        bundles: vec![Bundle { count: 1, milli: WHOLE_MILLI, vram_bytes: 0, ..Bundle::default() }],
+        bundles: vec![Bundle::default()],
         workload: Some("demonstration".to_owned()),
         lease_ttl_ms: Some(LEASE_TTL_MS),
+        // GPUs that were heard a moment ago for the first time warm up.
+        max_wait_ms: Some(ROOM_TIMEOUT_MS),
         ..Place::default()
     };
     let answer = place::ask(&broker, &tenant, place, Since::Now, Patience::of(DECISION_TIMEOUT), |_| {}).await?;
