@@ -61,6 +61,8 @@ enum Command {
     Drain(commands::control::Drain),
     /// Put a host or a GPU back into service
     Uncordon(commands::control::Target),
+    /// Take a lease back, whoever holds it
+    Revoke(commands::control::Revoke),
     /// Rebuild the state from the log into a folder, and show its hash
     Replay(commands::tools::Options),
     /// Fold the log again and compare it with the checkpoints, the store and OUT
@@ -110,6 +112,7 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Cordon(options) => commands::control::cordon(options).await,
         Command::Drain(options) => commands::control::drain(options).await,
         Command::Uncordon(options) => commands::control::uncordon(options).await,
+        Command::Revoke(options) => commands::control::revoke(options).await,
         Command::Replay(options) => Err(commands::tools::become_tool("replay", &options)),
         Command::Verify(options) => Err(commands::tools::become_tool("verify", &options)),
         Command::Inspect(options) => Err(commands::tools::become_tool("inspect", &options)),

@@ -429,10 +429,16 @@ async fn a_decision_is_a_cloud_event_that_passes_its_schema() -> Result<()> {
     up.stop().await
 }
 
-/// Runs `plimsoll` beside a running `up`; its exit code, and what it said on stdout and stderr.
+/// `plimsoll` beside a running `up`.
+fn command(up: &Up, arguments: &[&str]) -> std::process::Command {
+    let mut command = std::process::Command::new(plimsoll_tests::pipeline::binaries().join("plimsoll"));
+    command.args(arguments).arg("--data-dir").arg(&up.data_dir);
+    command
+}
+
+/// Runs it; its exit code, and what it said on stdout and stderr.
 fn plimsoll(up: &Up, arguments: &[&str]) -> Result<(Option<i32>, String, String)> {
-    let program = plimsoll_tests::pipeline::binaries().join("plimsoll");
-    let output = std::process::Command::new(program).args(arguments).arg("--data-dir").arg(&up.data_dir).output()?;
+    let output = command(up, arguments).output()?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
 }
@@ -465,24 +471,18 @@ async fn what_finds_no_room_waits_for_it_and_a_dry_run_leaves_no_trace() -> Resu
 
     let (code, first) = json(&["place", "--gpus", "2", "--request-id", "first"])?;
     ensure!(code == Some(0), "{first}");
-    let waiting = std::thread::scope(|threads| {
-        let waiting = threads.spawn(|| json(&["place", "--gpus", "1", "--request-id", "second", "--max-wait", "2m"]));
-        let listed = || {
-            let (_, queue, _) = plimsoll(&up, &["queue"])?;
-            ensure!(queue.contains("second") && queue.contains("lease_conflict"), "{queue}");
-            Ok::<_, anyhow::Error>(())
-        };
-        for attempt in 0.. {
-            match listed() {
-                Ok(()) => break,
-                Err(error) if attempt > 60 => return Err(error),
-                Err(_) => std::thread::sleep(Duration::from_millis(500)),
-            }
-        }
-        release(&first)?;
-        waiting.join().map_err(|_| anyhow::anyhow!("place panicked"))?
-    })?;
-    ensure!(waiting.0 == Some(0) && waiting.1["outcome"] == "placed" && waiting.1["attempt"].as_u64() > Some(1), "{waiting:?}");
+    let second = ["place", "--gpus", "1", "--request-id", "second", "--max-wait", "2m", "-o", "json"];
+    let asking = command(&up, &second).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null()).spawn()?;
+    eventually(async || {
+        let (_, queue, _) = plimsoll(&up, &["queue"])?;
+        ensure!(queue.contains("second") && queue.contains("lease_conflict"), "{queue}");
+        Ok(())
+    })
+    .await?;
+    release(&first)?;
+    let output = asking.wait_with_output()?;
+    let placed: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(output.status.success() && placed["outcome"] == "placed" && placed["attempt"].as_u64() > Some(1), "{placed}");
     let (code, said, _) = plimsoll(&up, &["explain", "second"])?;
     ensure!(code == Some(0) && said.contains("Request second of default was placed"), "{said}");
     up.stop().await

@@ -1,4 +1,4 @@
-//! `plimsoll enrol`, `cordon`, `drain`, `uncordon`: one control record each.
+//! `plimsoll enrol`, `cordon`, `drain`, `uncordon`, `revoke`: one control record each.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -82,4 +82,20 @@ pub async fn drain(options: Drain) -> Result<ExitCode, Error> {
 /// Puts it back.
 pub async fn uncordon(target: Target) -> Result<ExitCode, Error> {
     publish(&target.endpoint, target.wait, &Control::Uncordon(target.what()?)).await
+}
+
+/// Which lease to take back.
+#[derive(Debug, Args)]
+pub struct Revoke {
+    /// The lease, as `plimsoll leases` shows it
+    lease_id: String,
+    #[command(flatten)]
+    wait: Wait,
+    #[command(flatten)]
+    endpoint: endpoint::Flags,
+}
+
+/// Takes a lease back, whoever holds it: its GPUs drain until telemetry shows that they are empty.
+pub async fn revoke(options: Revoke) -> Result<ExitCode, Error> {
+    publish(&options.endpoint, options.wait, &Control::Revoke { lease_id: options.lease_id }).await
 }

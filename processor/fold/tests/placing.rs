@@ -1,6 +1,5 @@
 //! What a placement request gets in a living cell, told as stories: gangs, constraints, waiting, quotas, and why not.
 
-#[allow(dead_code, reason = "shared with other tests")]
 mod support;
 
 use std::collections::BTreeMap;
@@ -174,7 +173,7 @@ fn a_request_stands_only_where_its_constraints_allow() {
                 release(&mut fleet, &said);
                 said.assignments[0].host.to_string()
             }
-            _ => said.reason.expect("not placed").code().to_owned(),
+            Outcome::Deferred | Outcome::Rejected | Outcome::Preempted | Outcome::Cancelled => said.reason.expect("not placed").code().to_owned(),
         }
     };
     assert_eq!(on(&|_| {}), "host-0");

@@ -221,7 +221,7 @@ proptest! {
         prop_assert_eq!(reasons.len(), cell.iter().map(|host| host.gpus.len()).sum::<usize>());
         match choice.outcome {
             Outcome::Placed => holds(&cell, &place, &choice)?,
-            _ => {
+            Outcome::Deferred | Outcome::Rejected | Outcome::Preempted | Outcome::Cancelled => {
                 prop_assert!(choice.picks.is_empty() && choice.reason.is_some() && choice.detail.is_some());
                 prop_assert!(reasons.iter().all(Option::is_some), "{:?}: {:?}", choice.reason, reasons);
             }
