@@ -245,7 +245,7 @@ fn describe(nvml: &Nvml, device: &Device<'_>, index: u32) -> Result<Gpu, NvmlErr
         numa_node: device.numa_node_id().ok().and_then(|node| u16::try_from(node).ok()),
         pci_bus_id: device.pci_info().ok().map(|pci| pci.bus_id),
         driver_version: nvml.sys_driver_version().ok(),
-        compute_capability: None,
+        compute_capability: device.cuda_compute_capability().ok().map(|known| format!("{}.{}", known.major, known.minor)),
         power_limit_mw: device.enforced_power_limit().ok().map(u64::from),
         power_limit_max_mw: device.power_management_limit_constraints().ok().map(|limits| u64::from(limits.max_limit)),
         slowdown_temperature_mk: device.temperature_threshold(TemperatureThreshold::Slowdown).ok().map(millikelvin),

@@ -121,7 +121,7 @@ impl Leases {
 impl State {
     /// Grants a lease on parts of GPUs. The caller has checked that there is room.
     pub(crate) fn grant(&mut self, lease: Lease, parts: &[Held], emit: &mut Emit<'_>) {
-        let (fence, now) = (lease.fence, emit.logged_at());
+        let (fence, now, since_ns) = (lease.fence, emit.logged_at(), self.clock.live_ns);
         self.timers.set(lease.deadline_ns, Timer::Lease(fence));
         self.emit_lease(&lease, "granted", None, emit);
         self.leases.insert(lease);
@@ -129,7 +129,7 @@ impl State {
             // Time until now belongs to those who held it before.
             self.credit(number, now);
             let device = self.registry.device_mut(number);
-            device.facts.reservations.push(Reservation { fence, milli, vram_bytes });
+            device.facts.reservations.push(Reservation { fence, milli, vram_bytes, since_ns });
             device.facts.leased_from = device.facts.leased_from.or(Some(now));
             device.facts_dirty = true;
             self.restate(number, Cause::of("leased"), emit);

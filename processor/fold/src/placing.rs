@@ -10,7 +10,7 @@ use plimsoll_schemas::request::{Bundle, Locality, Place, TEXT_BYTES_MAX, WAIT_MS
 use plimsoll_schemas::row::{DecisionRow, RequestRow, Row};
 use plimsoll_schemas::subject::OutSubject;
 use plimsoll_schemas::tables::Tables;
-use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_MS};
+use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_MS, NS_PER_S};
 
 use crate::State;
 use crate::control::ns;
@@ -32,6 +32,8 @@ use crate::waiting::{Delay, queue_is_full};
 pub(crate) const DEFAULT: Name = Name::Hybrid;
 /// The version of every policy there is.
 pub(crate) const VERSION: u32 = 1;
+/// So long after its grant a lease may not show in what telemetry says is in use, ns of live clock: whoever runs the job has to start it.
+const UNSEEN_NS: i64 = 60 * NS_PER_S;
 /// The id of a decision that is not one.
 const DRY_RUN: &str = "dry-run";
 
@@ -333,13 +335,12 @@ impl State {
         let facts = &device.facts;
         let gpu = &facts.gpu;
         let sample = device.pulse.current.map(|current| current.sample).unwrap_or_default();
+        let unseen_ns = self.clock.live_ns - UNSEEN_NS;
         let reservations = || facts.reservations.iter().filter(|r| !ended.contains(&r.fence));
         Candidate {
             number,
-            device: facts.key,
             uuid: &gpu.uuid,
             slot: gpu.slot,
-            gpu_index: gpu.index,
             model: &gpu.model,
             driver: gpu.driver_version.as_deref(),
             compute_capability: gpu.compute_capability.as_deref(),
@@ -357,6 +358,7 @@ impl State {
             kept: false,
             reserved_milli: reservations().map(|r| r.milli).sum(),
             reserved_vram_bytes: reservations().map(|r| r.vram_bytes).fold(0, u64::saturating_add),
+            unseen_vram_bytes: reservations().filter(|r| r.since_ns > unseen_ns).map(|r| r.vram_bytes).fold(0, u64::saturating_add),
         }
     }
 

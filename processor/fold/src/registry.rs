@@ -146,6 +146,8 @@ pub(crate) struct Reservation {
     pub fence: u64,
     pub milli: u32,
     pub vram_bytes: u64,
+    /// Live clock when it was granted, ns.
+    pub since_ns: i64,
 }
 
 /// The newest sample of a GPU.

@@ -25,6 +25,8 @@ use crate::timers::Timer;
 const WAITING_MAX: usize = 10_000;
 /// Most of them of one tenant.
 const WAITING_PER_TENANT_MAX: usize = 1_000;
+/// With more than this many that wait, one that comes is not told when there could be room: working that out costs a dozen choices.
+const TOLD_MAX: usize = 64;
 /// Most that are tried again per record.
 const TRIES_PER_RECORD: usize = 8;
 /// What is kept is worked out anew after so long at the latest, ns of live clock.
@@ -154,7 +156,8 @@ impl State {
         self.queue.insert(turn, waiting);
         self.queue.dirty.insert(turn);
         self.propose_preemption(tenant, place, &choice, emit);
-        let earliest = if delay.ms > 0 { None } else { self.earliest(tenant, place) };
+        let is_told = delay.ms == 0 && self.queue.by_turn.len() <= TOLD_MAX;
+        let earliest = if is_told { self.earliest(tenant, place) } else { None };
         let earliest_at = earliest.map(|(at_ns, _)| emit.logged_at().plus_ms((at_ns - live_ns) / NS_PER_MS));
         let choice = Choice { outcome: Outcome::Deferred, ..choice };
         self.say_decision(tenant, place, choice, None, Attempt::FIRST, earliest_at, emit);

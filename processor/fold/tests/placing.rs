@@ -5,14 +5,17 @@ mod support;
 use std::collections::BTreeMap;
 
 use plimsoll_fold::{Effects, State};
-use plimsoll_schemas::control::{Control, Cordon};
+use plimsoll_schemas::control::{Control, Cordon, NewEpoch, Tick};
+use plimsoll_schemas::id::{LogEpoch, Position};
 use plimsoll_schemas::inventory::{EventKind, Gpu, Placement};
-use plimsoll_schemas::out::{Decided, LeaseState, Outcome, Payload, PreemptionProposed};
+use plimsoll_schemas::out::{Decided, LeaseChanged, LeaseState, Outcome, Output, Payload, PreemptionProposed};
 use plimsoll_schemas::reason::Reason;
+use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::request::{AntiAffinity, Bundle, Cancel, Constraints, Domain, Locality, Place, Release, Request, Spread, Topology};
 use plimsoll_schemas::sample::Field;
 use plimsoll_schemas::settings::Settings;
-use plimsoll_schemas::time::{EventTime, NS_PER_S};
+use plimsoll_schemas::subject::OutSubject;
+use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_S};
 use support::fleet::Fleet;
 use support::{GIB, cell, gpu, inventory, tenant, uuid};
 
@@ -128,6 +131,8 @@ fn members_stay_together_or_apart_as_asked() {
 
     let nowhere = ask(&mut fleet, with("c", members(1, 2), near(Locality::Host, true)));
     assert_eq!(outcome(&nowhere), (Outcome::Rejected, Some(Reason::Topology)), "{:?}", nowhere.detail);
+    let other_model = Place { model: Some("T4".to_owned()), ..with("no-model", members(1, 2), near(Locality::Host, true)) };
+    assert_eq!(ask(&mut fleet, other_model).reason, Some(Reason::ModelMismatch));
     let preferred = ask(&mut fleet, with("d", members(1, 2), near(Locality::Host, false)));
     assert_eq!(hosts(&preferred), [(0, "host-0".to_owned()), (1, "host-1".to_owned())]);
     release(&mut fleet, &preferred);
@@ -153,7 +158,7 @@ fn described() -> Fleet {
         let placement = Placement { rack: Some(format!("r{host}")), ..Placement::default() };
         let mut said = inventory(host, 1, 2, 2, vec![of(0), of(1)]);
         said.placement = placement;
-        fleet.push(plimsoll_schemas::record::Body::Inventory(Box::new(said)));
+        fleet.push(Body::Inventory(Box::new(said)));
     }
     fleet
 }
@@ -223,7 +228,7 @@ fn a_tenant_stays_away_from_its_own_leases_with_certain_labels_and_from_nobody_e
     assert_eq!(hosts(&ask(&mut fleet, away("b")))[0].1, "host-1");
     assert_eq!(outcome(&ask(&mut fleet, away("c"))), (Outcome::Rejected, Some(Reason::AntiAffinity)));
     fleet.clear();
-    fleet.push(plimsoll_schemas::record::Body::Request(tenant(1), Box::new(Request::Place(away("d")))));
+    fleet.push(Body::Request(tenant(1), Box::new(Request::Place(away("d")))));
     assert_eq!(hosts(&decided(&fleet)[0])[0].1, "host-0");
 }
 
@@ -459,4 +464,39 @@ fn a_lease_that_is_taken_back_drains_and_frees_nothing_by_itself() {
     fleet.sample_empty();
     fleet.live(32, &[0]);
     assert_eq!(ask(&mut fleet, request("c", vec![gpus(1)])).outcome, Outcome::Placed);
+}
+
+/// Found by the simulation: what was given back made the next record try those who wait, but only in a state that was not restored before it.
+#[test]
+fn a_new_log_epoch_that_gives_something_back_is_the_same_after_a_restart() {
+    let mut fleet = Fleet::with_hosts(1);
+    let first = ask(&mut fleet, request("first", vec![gpus(2)]));
+    ask(&mut fleet, Place { max_wait_ms: Some(600_000), ..request("second", vec![gpus(1)]) });
+    let lease = first.lease.expect("placed");
+    let ended = LeaseChanged {
+        lease_id: lease.lease_id,
+        request_id: "first".to_owned(),
+        tenant: tenant(0),
+        state: LeaseState::Ended,
+        cause: "released".to_owned(),
+        fence: lease.fence,
+        device_uuids: Vec::new(),
+    };
+    let (base, out_seq) = (fleet.state.position(), fleet.state.summary().out_seq + 1);
+    let output = Output::new(&cell(), out_seq, base, 0, LogTime(fleet.now_ns), &OutSubject::Lease(tenant(0)), Payload::Lease(ended));
+    let adopted = vec![serde_json::from_slice(&output.bytes).expect("an event")];
+    let new = NewEpoch { epoch: LogEpoch(1), base, base_hash: format!("{:016x}", fleet.state.hash()), after: 0, out_seq, adopted };
+    fleet.state.begin_epoch(&new, &mut Effects::default()).expect("its own base");
+    let written = fleet.state.take_dirty().into_iter().filter(|entry| entry.value.is_some());
+    let mut restored = State::restore(cell(), written).expect("what was written is read back");
+    for sequence in 1..4 {
+        fleet.now_ns += NS_PER_S;
+        let body = if sequence < 3 { Body::Frame(Box::new(fleet.frame(0))) } else { Body::Tick(Tick { replica: "a".to_owned(), second: 0 }) };
+        let position = Position { epoch: LogEpoch(1), sequence };
+        let record = Record { position, logged_at: LogTime(fleet.now_ns), body };
+        fleet.state.step(&record, &mut Effects::default());
+        restored.step(&record, &mut Effects::default());
+        assert_eq!(fleet.state.hash(), restored.hash(), "at {position}");
+    }
+    assert_eq!(fleet.state.summary().requests_waiting, 0, "the tick tries those who wait");
 }

@@ -13,6 +13,7 @@ use crate::source::GpuReading;
 pub struct Model {
     name: &'static str,
     arch: &'static str,
+    compute_capability: &'static str,
     memory_mib: u64,
     power_limit_w: f64,
     idle_w: f64,
@@ -31,11 +32,12 @@ pub struct Model {
 }
 
 macro_rules! model {
-    ($name:literal, $arch:literal, $mib:literal MiB, $limit:literal W, idle $idle:literal W, $slow:literal C, $sm:literal / $idle_sm:literal / $mem:literal MHz,
+    ($name:literal, $arch:literal $capability:literal, $mib:literal MiB, $limit:literal W, idle $idle:literal W, $slow:literal C, $sm:literal / $idle_sm:literal / $mem:literal MHz,
      hbm $hbm:literal, nvlink $nvlink:literal, $pool:literal, $cores:literal cores, $ram:literal GiB) => {
         Model {
             name: $name,
             arch: $arch,
+            compute_capability: $capability,
             memory_mib: $mib,
             power_limit_w: $limit,
             idle_w: $idle,
@@ -52,17 +54,17 @@ macro_rules! model {
     };
 }
 
-static H100: Model = model!("NVIDIA H100 80GB HBM3", "hopper", 81559 MiB, 700.0 W, idle 70.0 W, 87.0 C, 1980.0 / 345.0 / 2619 MHz,
+static H100: Model = model!("NVIDIA H100 80GB HBM3", "hopper" "9.0", 81559 MiB, 700.0 W, idle 70.0 W, 87.0 C, 1980.0 / 345.0 / 2619 MHz,
     hbm true, nvlink true, "train", 192 cores, 2048 GiB);
-static H200: Model = model!("NVIDIA H200", "hopper", 143771 MiB, 700.0 W, idle 75.0 W, 87.0 C, 1980.0 / 345.0 / 3201 MHz,
+static H200: Model = model!("NVIDIA H200", "hopper" "9.0", 143771 MiB, 700.0 W, idle 75.0 W, 87.0 C, 1980.0 / 345.0 / 3201 MHz,
     hbm true, nvlink true, "train", 192 cores, 2048 GiB);
-static A100: Model = model!("NVIDIA A100-SXM4-80GB", "ampere", 81920 MiB, 400.0 W, idle 58.0 W, 92.0 C, 1410.0 / 210.0 / 1593 MHz,
+static A100: Model = model!("NVIDIA A100-SXM4-80GB", "ampere" "8.0", 81920 MiB, 400.0 W, idle 58.0 W, 92.0 C, 1410.0 / 210.0 / 1593 MHz,
     hbm true, nvlink true, "train", 128 cores, 1024 GiB);
-static L40S: Model = model!("NVIDIA L40S", "ada", 46068 MiB, 350.0 W, idle 35.0 W, 92.0 C, 2520.0 / 210.0 / 9001 MHz,
+static L40S: Model = model!("NVIDIA L40S", "ada" "8.9", 46068 MiB, 350.0 W, idle 35.0 W, 92.0 C, 2520.0 / 210.0 / 9001 MHz,
     hbm false, nvlink false, "serve", 64 cores, 512 GiB);
-static A10: Model = model!("NVIDIA A10", "ampere", 23028 MiB, 150.0 W, idle 21.0 W, 95.0 C, 1695.0 / 210.0 / 6251 MHz,
+static A10: Model = model!("NVIDIA A10", "ampere" "8.6", 23028 MiB, 150.0 W, idle 21.0 W, 95.0 C, 1695.0 / 210.0 / 6251 MHz,
     hbm false, nvlink false, "serve", 48 cores, 256 GiB);
-static T4: Model = model!("Tesla T4", "turing", 15360 MiB, 70.0 W, idle 13.0 W, 93.0 C, 1590.0 / 300.0 / 5001 MHz,
+static T4: Model = model!("Tesla T4", "turing" "7.5", 15360 MiB, 70.0 W, idle 13.0 W, 93.0 C, 1590.0 / 300.0 / 5001 MHz,
     hbm false, nvlink false, "serve", 32 cores, 128 GiB);
 
 /// Which model host i has: host i is `MIX[i % 16]`.
@@ -176,7 +178,7 @@ impl Fleet {
             numa_node: Some((gpu / 4 % 2) as u16),
             pci_bus_id: Some(format!("00000000:{:02X}:00.0", 0x10 + gpu)),
             driver_version: Some("580.105.08".to_owned()),
-            compute_capability: None,
+            compute_capability: Some(model.compute_capability.to_owned()),
             power_limit_mw: Some(limit_mw),
             power_limit_max_mw: Some(limit_mw),
             slowdown_temperature_mk: Some((ZERO_CELSIUS_MK + (model.slowdown_celsius * 1_000.0) as i64) as u64),

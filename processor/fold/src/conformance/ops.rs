@@ -258,10 +258,8 @@ fn candidate<'a>(uuid: &'a GpuUuid, number: u32, device: Input<'_>) -> Result<Ca
     let said_nothing = !["used", "total", "util", "temp"].into_iter().any(|key| device.has(key));
     Ok(Candidate {
         number,
-        device: uuid.key(),
         uuid,
         slot: Slot(0),
-        gpu_index: 0,
         model: "",
         driver: None,
         compute_capability: None,
@@ -278,6 +276,7 @@ fn candidate<'a>(uuid: &'a GpuUuid, number: u32, device: Input<'_>) -> Result<Ca
         kept: false,
         reserved_milli: 0,
         reserved_vram_bytes: device.scaled("reserved", 1, 0)?.unwrap_or(0),
+        unseen_vram_bytes: 0,
     })
 }
 

@@ -1,6 +1,6 @@
 //! One GPU as placement sees it, and the gates it must pass before it is scored.
 
-use plimsoll_schemas::id::{DeviceKey, GpuUuid, Slot};
+use plimsoll_schemas::id::{GpuUuid, Slot};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Bundle, WHOLE_MILLI};
 
@@ -16,14 +16,10 @@ const MICRO_PER_PERCENT: u64 = score::MICRO / 100;
 pub struct Candidate<'a> {
     /// Whatever number its owner knows it by.
     pub number: u32,
-    /// Its key.
-    pub device: DeviceKey,
     /// Its UUID.
     pub uuid: &'a GpuUuid,
     /// Its stable number there.
     pub slot: Slot,
-    /// The driver's index.
-    pub gpu_index: u16,
     /// Product name as the driver gives it.
     pub model: &'a str,
     /// Driver version, if known.
@@ -56,6 +52,8 @@ pub struct Candidate<'a> {
     pub reserved_milli: u32,
     /// Memory reserved by living leases, bytes.
     pub reserved_vram_bytes: u64,
+    /// The part of it that cannot be in use yet: it was reserved too short a while ago. It comes on top of what is in use.
+    pub unseen_vram_bytes: u64,
 }
 
 /// A candidate that passed every gate, and what it would give.
@@ -69,7 +67,22 @@ impl Candidate<'_> {
     /// Bytes a new lease may still reserve on it. Unknown is never free.
     pub fn free_vram_bytes(&self, settings: &Settings) -> u64 {
         let Some(total) = self.memory_total_bytes else { return 0 };
-        vram::free(total, self.memory_used_bytes.unwrap_or(total), self.reserved_vram_bytes, settings.vram_limit_bp)
+        let free = vram::free(total, self.memory_used_bytes.unwrap_or(total), self.seen_vram_bytes(), settings.vram_limit_bp);
+        free.saturating_sub(self.unseen_vram_bytes)
+    }
+
+    /// Memory that leases have reserved long enough to use it, bytes.
+    fn seen_vram_bytes(&self) -> u64 {
+        self.reserved_vram_bytes.saturating_sub(self.unseen_vram_bytes)
+    }
+
+    /// It without so much that was reserved a moment ago, bytes.
+    pub fn without(self, vram_bytes: u64) -> Self {
+        Self {
+            reserved_vram_bytes: self.reserved_vram_bytes.saturating_sub(vram_bytes),
+            unseen_vram_bytes: self.unseen_vram_bytes.saturating_sub(vram_bytes),
+            ..self
+        }
     }
 
     /// Its score under `headroom@1`. What is promised but not yet in use counts as used, so that two requests in a row do not
@@ -77,7 +90,7 @@ impl Candidate<'_> {
     pub fn score(&self) -> Score {
         let total_bytes = self.memory_total_bytes.unwrap_or(0);
         score::headroom(&Inputs {
-            used_bytes: self.memory_used_bytes.unwrap_or(total_bytes).max(self.reserved_vram_bytes),
+            used_bytes: self.memory_used_bytes.unwrap_or(total_bytes).max(self.seen_vram_bytes()).saturating_add(self.unseen_vram_bytes),
             total_bytes,
             max_bytes: total_bytes,
             util_micro: self.util_percent.unwrap_or(100).saturating_mul(MICRO_PER_PERCENT),
@@ -131,10 +144,8 @@ mod tests {
         let uuid: GpuUuid = "GPU-1".parse().expect("valid");
         let mut candidate = Candidate {
             number: 0,
-            device: uuid.key(),
             uuid: &uuid,
             slot: Slot(0),
-            gpu_index: 0,
             model: "NVIDIA H100",
             driver: Some("550.54.15"),
             compute_capability: Some("9.0"),
@@ -151,6 +162,7 @@ mod tests {
             kept: false,
             reserved_milli: 0,
             reserved_vram_bytes: 0,
+            unseen_vram_bytes: 0,
         };
         let mut bundle = Bundle { count: 1, milli: 1_000, vram_bytes: 10 * GIB, ..Bundle::default() };
         change(&mut candidate, &mut bundle);
@@ -201,6 +213,11 @@ mod tests {
         check(|_, b| b.vram_bytes = 72 * GIB, Ok(72 * GIB));
         check(|_, b| b.vram_bytes = 72 * GIB + 1, Err(Reason::InsufficientMemory));
         check(|c, b| (c.memory_used_bytes, b.vram_bytes) = (Some(70 * GIB), 10 * GIB + 1), Err(Reason::InsufficientMemory));
+        let used =
+            |c: &mut Candidate<'_>, unseen| (c.memory_used_bytes, c.reserved_vram_bytes, c.unseen_vram_bytes) = (Some(60 * GIB), 15 * GIB, unseen);
+        check(|c, b| (used(c, 0), b.vram_bytes = 20 * GIB).0, Ok(20 * GIB));
+        check(|c, b| (used(c, 15 * GIB), b.vram_bytes = 5 * GIB).0, Ok(5 * GIB));
+        check(|c, b| (used(c, 15 * GIB), b.vram_bytes = 5 * GIB + 1).0, Err(Reason::InsufficientMemory));
     }
 
     #[test]

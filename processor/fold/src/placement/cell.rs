@@ -93,6 +93,7 @@ impl<'a> Host<'a> {
             let gpu = &mut self.gpus[gpu];
             gpu.reserved_milli = gpu.reserved_milli.saturating_add_signed(sign as i32 * bundle.milli as i32);
             gpu.reserved_vram_bytes = gpu.reserved_vram_bytes.saturating_add_signed(amount(vram_bytes));
+            gpu.unseen_vram_bytes = gpu.unseen_vram_bytes.saturating_add_signed(amount(vram_bytes));
         }
     }
 }

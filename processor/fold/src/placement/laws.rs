@@ -64,10 +64,8 @@ impl Gpu {
     fn candidate(&self) -> Candidate<'_> {
         Candidate {
             number: self.number,
-            device: self.uuid.key(),
             uuid: &self.uuid,
             slot: Slot(self.slot),
-            gpu_index: 0,
             model: self.model,
             driver: None,
             compute_capability: None,
@@ -84,6 +82,7 @@ impl Gpu {
             kept: self.kept,
             reserved_milli: self.reserved_milli,
             reserved_vram_bytes: self.reserved_gib * GIB,
+            unseen_vram_bytes: 0,
         }
     }
 }

@@ -88,8 +88,12 @@ impl<'c, 'a> Plan<'c, 'a> {
         if !near.required {
             return self.place_in(&first, None);
         }
+        let (member, bundle) = (first[0], self.ask.members[first[0]]);
+        self.ask_hosts(bundle);
+        // Where no host could take it at all, the GPUs say why.
+        let fits = self.best(bundle, |_| true).is_some();
         let reason = if groups.len() > GROUPS_MAX { Reason::BudgetExhausted } else { Reason::Topology };
-        Err(Stuck { member: first[0], because: Some(reason) })
+        Err(Stuck { member, because: fits.then_some(reason) })
     }
 
     /// What a host has for a member of a bundle.

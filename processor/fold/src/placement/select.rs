@@ -223,7 +223,7 @@ fn picks(plan: &Plan<'_, '_>, ask: &Ask<'_>, taken: &[Taken]) -> Vec<Pick> {
             milli,
             vram_bytes,
             // As it was before the request took its part.
-            score_micro: Candidate { reserved_vram_bytes: gpus[gpu].reserved_vram_bytes.saturating_sub(vram_bytes), ..gpus[gpu] }.score().micro(),
+            score_micro: gpus[gpu].without(vram_bytes).score().micro(),
         };
         taken.gpus.iter().map(pick).collect::<Vec<_>>()
     };
