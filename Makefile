@@ -6,7 +6,7 @@ TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):$(CURDIR)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-all sim mutants kills power check bench build tools
+.PHONY: help up test test-all sim mutants kills power check bench openb build tools
 
 help:
 	@echo "make up      start the whole pipeline here; ARGS='--hosts 4 --gpus 8', see: $(TARGET)/debug/plimsoll up --help"
@@ -18,6 +18,7 @@ help:
 	@echo "make power   10 power cuts of the broker under each of two settings, and as many damaged stores; CUTS=n SEED=n for others; needs root"
 	@echo "make check   formatting, lints and documentation, all without warnings"
 	@echo "make bench   benchmarks (release build: takes long the first time)"
+	@echo "make openb   the published placement experiment alone; OPENB=folder with its files"
 
 up: build
 	@exec "$(TARGET)/debug/plimsoll" up $(ARGS)
@@ -55,6 +56,15 @@ check: tools
 
 bench: tools
 	cargo bench -p plimsoll-bench --locked
+	$(MAKE) openb
+
+# The published placement experiment, where its files are.
+OPENB := $(if $(OPENB),$(OPENB),../shared/data/openb)
+openb:
+	@if [ -f "$(OPENB)/openb_node_list_gpu_node.csv" ]; then \
+		cargo run --release --locked -p plimsoll-cli -- bench openb --nodes "$(OPENB)/openb_node_list_gpu_node.csv" \
+			--pods "$(OPENB)/openb_pod_list_default.csv" --arrivals "$(OPENB)/arrivals_default.bin.gz"; \
+	else echo "skipped: no traces in $(OPENB); OPENB=folder names another"; fi
 
 # libclang and a C++ compiler for RocksDB, nats-server for running it. Says nothing where all is there.
 tools:
