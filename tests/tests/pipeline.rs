@@ -447,7 +447,7 @@ fn plimsoll(up: &Up, arguments: &[&str]) -> Result<(Option<i32>, String, String)
 async fn what_finds_no_room_waits_for_it_and_a_dry_run_leaves_no_trace() -> Result<()> {
     need_broker!();
     let folder = tempfile::tempdir()?;
-    let up = Up::start(folder.path(), &["--hosts", "1", "--gpus", "2"]).await?;
+    let up = Up::start(folder.path(), &["--hosts", "1", "--gpus", "3"]).await?;
     let json = |arguments: &[&str]| {
         let (code, stdout, stderr) = plimsoll(&up, &[arguments, &["-o", "json"]].concat())?;
         let said: serde_json::Value = serde_json::from_str(&stdout).with_context(|| format!("{arguments:?}: {stdout}{stderr}"))?;
@@ -456,17 +456,17 @@ async fn what_finds_no_room_waits_for_it_and_a_dry_run_leaves_no_trace() -> Resu
     let decisions = async || up.stream(OUT).await.map(|all| all.iter().filter(|(_, subject, _)| subject.contains("out.decision")).count());
     let release =
         |said: &serde_json::Value| plimsoll(&up, &["release", said["lease"]["lease_id"].as_str().context("a lease")?, "--tenant", "default"]);
-    // The demonstration's lease may stand on one of the two.
-    let whole = eventually(async || {
-        let (code, said) = json(&["place", "--dry-run", "--gpus", "2"])?;
-        ensure!(code == Some(0), "{said}");
+    // The demonstration holds one of the three.
+    let none = eventually(async || {
+        let (code, said) = json(&["place", "--dry-run", "--gpus", "3"])?;
+        ensure!(code == Some(3) && said["refused"]["lease_conflict"] == 1, "{said}");
         Ok(said)
     })
     .await?;
-    ensure!(whole["decision_id"] == "dry-run" && whole["assignments"].as_array().is_some_and(|gpus| gpus.len() == 2), "{whole}");
+    ensure!(none["decision_id"] == "dry-run" && none["candidates"]["gpus"] == 3 && none["nearest_miss"]["gpus"] == 2, "{none}");
     let before = decisions().await?;
-    let (code, none) = json(&["place", "--dry-run", "--gpus", "3"])?;
-    ensure!(code == Some(3) && none["candidates"]["gpus"] == 2 && none["nearest_miss"]["gpus"] == 2, "{none}");
+    let (code, two) = json(&["place", "--dry-run", "--gpus", "2"])?;
+    ensure!(code == Some(0) && two["assignments"].as_array().is_some_and(|gpus| gpus.len() == 2), "{two}");
     ensure!(decisions().await? == before, "a dry run stands in OUT");
 
     let (code, first) = json(&["place", "--gpus", "2", "--request-id", "first"])?;
