@@ -8,7 +8,6 @@ pub mod control;
 pub mod decisions;
 pub mod explain;
 pub mod leases;
-pub mod pace;
 pub mod place;
 pub mod policy;
 pub mod queue;

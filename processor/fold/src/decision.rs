@@ -39,24 +39,7 @@ impl State {
             earliest_at: earliest_at.map(LogTime::rfc3339),
             ..self.decided(tenant, place, choice, lease, attempt)
         };
-        let (policy, version) = decided.policy.split_once('@').unwrap_or((&decided.policy, ""));
-        emit.row(Row::Decision(Box::new(DecisionRow {
-            decision_id: decided.decision_id.clone(),
-            decision_seq,
-            request_id: decided.request_id.clone(),
-            decided_at: emit.logged_at(),
-            outcome: decided.outcome,
-            reason: decided.reason,
-            attempt: attempt.number,
-            queue_ms: attempt.waited_ms,
-            score_micro: decided.score_micro,
-            policy: policy.to_owned(),
-            policy_version: version.parse().unwrap_or_default(),
-            hosts_considered: decided.hosts_considered,
-            hosts_feasible: decided.hosts_feasible,
-            candidates: decided.candidates.as_ref().map(|candidates| serde_json::to_string(candidates).expect("plain data")),
-            lease_id: decided.lease.as_ref().map(|lease| lease.lease_id.clone()),
-        })));
+        emit.row(Row::Decision(Box::new(decision_row(&decided, emit.logged_at()))));
         emit.out(&OutSubject::Decision(tenant.clone()), Payload::Decided(decided));
     }
 
@@ -125,6 +108,28 @@ impl State {
             earliest_at: None,
             by_gpu_alone: choice.by_gpu_alone,
         }
+    }
+}
+
+/// A decision as SQL shows it.
+pub(crate) fn decision_row(decided: &Decided, decided_at: LogTime) -> DecisionRow {
+    let (policy, version) = decided.policy.split_once('@').unwrap_or((&decided.policy, ""));
+    DecisionRow {
+        decision_id: decided.decision_id.clone(),
+        decision_seq: decided.decision_seq,
+        request_id: decided.request_id.clone(),
+        decided_at,
+        outcome: decided.outcome,
+        reason: decided.reason,
+        attempt: decided.attempt,
+        queue_ms: i64::try_from(decided.queue_ms).unwrap_or(i64::MAX),
+        score_micro: decided.score_micro,
+        policy: policy.to_owned(),
+        policy_version: version.parse().unwrap_or_default(),
+        hosts_considered: decided.hosts_considered,
+        hosts_feasible: decided.hosts_feasible,
+        candidates: decided.candidates.as_ref().map(|candidates| serde_json::to_string(candidates).expect("plain data")),
+        lease_id: decided.lease.as_ref().map(|lease| lease.lease_id.clone()),
     }
 }
 

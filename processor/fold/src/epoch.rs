@@ -6,9 +6,10 @@
 use plimsoll_schemas::control::NewEpoch;
 use plimsoll_schemas::id::{Position, TenantId};
 use plimsoll_schemas::out::{Assignment, CloudEvent, Decided, HostShare, LeaseChanged, LeaseGrant, LeaseState, Outcome, Payload};
-use plimsoll_schemas::row::{DecisionRow, Row};
+use plimsoll_schemas::row::Row;
 use plimsoll_schemas::time::NS_PER_MS;
 
+use crate::decision::decision_row;
 use crate::emit::Emit;
 use crate::leases::{Held, Lease, Share, by_gpu};
 use crate::paces::scope::Left;
@@ -94,23 +95,7 @@ impl State {
             let number = self.requests.number_of(&decided.tenant, &decided.request_id);
             number.and_then(|number| self.queue.turn_of(number)).map(|turn| self.leave(turn, Left::Admitted));
         }
-        emit.row(Row::Decision(Box::new(DecisionRow {
-            decision_id: decided.decision_id.clone(),
-            decision_seq: decided.decision_seq,
-            request_id: decided.request_id.clone(),
-            decided_at: emit.logged_at(),
-            outcome: decided.outcome,
-            reason: decided.reason,
-            attempt: decided.attempt,
-            queue_ms: i64::try_from(decided.queue_ms).unwrap_or(i64::MAX),
-            score_micro: decided.score_micro,
-            policy: decided.policy.split('@').next().unwrap_or_default().to_owned(),
-            policy_version: decided.policy.split('@').nth(1).and_then(|version| version.parse().ok()).unwrap_or_default(),
-            hosts_considered: decided.hosts_considered,
-            hosts_feasible: decided.hosts_feasible,
-            candidates: decided.candidates.as_ref().map(|candidates| serde_json::to_string(candidates).expect("plain data")),
-            lease_id: decided.lease.as_ref().map(|lease| lease.lease_id.clone()),
-        })));
+        emit.row(Row::Decision(Box::new(decision_row(decided, emit.logged_at()))));
         if let (Outcome::Placed, Some(grant)) = (decided.outcome, &decided.lease) {
             self.adopt_grant(decided, grant, emit);
         }

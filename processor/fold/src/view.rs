@@ -16,13 +16,13 @@ use crate::placement::cell::Host;
 use crate::placement::policy::catalogue::Name;
 use crate::placement::policy::host::CLASSES;
 use crate::placing::Assume;
-use crate::registry::{Device, NO_DEVICE, Silence};
+use crate::registry::{Device, Silence};
 
 /// So long after its grant a lease may not show in what telemetry says is in use, ns of live clock: whoever runs the job has to start it.
 const UNSEEN_NS: i64 = 60 * NS_PER_S;
 
 impl State {
-    /// The cell as a request sees it, by host and slot.
+    /// The cell as a request sees it.
     pub(crate) fn hosts_for<'a>(&'a self, tenant: &TenantId, ask: &Ask<'_>, assume: &Assume) -> Vec<Host<'a>> {
         let mut held = BTreeMap::<u32, (u64, u64)>::new();
         let mut labels = BTreeMap::<u32, Vec<&'a BTreeMap<String, String>>>::new();
@@ -55,23 +55,23 @@ impl State {
         self.registry.by_host.values().map(host).collect()
     }
 
-    /// A host's GPUs by slot, as placement sees them.
+    /// A host's GPUs as placement sees them.
     fn candidates_of<'a>(&'a self, host: &'a crate::registry::Host, assume: &Assume) -> Vec<Candidate<'a>> {
-        let mut numbers: Vec<u32> = host.devices.iter().copied().filter(|&number| number != NO_DEVICE).collect();
-        numbers.sort_unstable_by_key(|&number| self.registry.devices[number as usize].facts.gpu.slot);
-        let cut: BTreeSet<_> =
-            numbers.iter().filter_map(|&number| self.registry.devices[number as usize].facts.gpu.mig_parent_uuid.as_ref()).collect();
-        let candidate = |&number: &u32| {
-            let device = &self.registry.devices[number as usize];
-            Candidate { is_cut: cut.contains(device.uuid()), kept: assume.kept.contains(&number), ..self.candidate(number, device, &assume.ended) }
+        let devices =
+            || host.devices.iter().map(|&number| (number, &self.registry.devices[number as usize])).filter(|(_, device)| !device.facts.retired);
+        let cut: BTreeSet<_> = devices().filter_map(|(_, device)| device.facts.gpu.mig_parent_uuid.as_ref()).collect();
+        let candidate = |(number, device): (u32, &'a Device)| Candidate {
+            is_cut: cut.contains(device.uuid()),
+            kept: assume.kept.contains(&number),
+            ..self.candidate(number, device, &assume.ended)
         };
-        numbers.iter().filter(|&&number| !self.registry.devices[number as usize].facts.retired).map(candidate).collect()
+        devices().map(candidate).collect()
     }
 
     /// How many leases of each class live on a host: shares, then by number of GPUs.
     fn classes_of(&self, host: &crate::registry::Host, assume: &Assume) -> [u16; CLASSES] {
         let mut leases = BTreeMap::<u64, (bool, usize)>::new();
-        for &number in host.devices.iter().filter(|&&number| number != NO_DEVICE) {
+        for &number in &host.devices {
             for reservation in self.registry.devices[number as usize].facts.reservations.iter().filter(|r| !assume.ended.contains(&r.fence)) {
                 let (share, gpus) = leases.entry(reservation.fence).or_default();
                 (*share, *gpus) = (reservation.milli < WHOLE_MILLI, *gpus + 1);

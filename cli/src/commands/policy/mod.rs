@@ -2,6 +2,7 @@
 
 mod compare;
 pub mod file;
+mod pace;
 mod placing;
 mod promote;
 mod train;
@@ -15,7 +16,6 @@ use plimsoll_schemas::control::Control;
 use plimsoll_schemas::settings::Settings;
 use plimsoll_schemas::time::parse_rfc3339_ns;
 
-use crate::commands::pace;
 use crate::error::Error;
 use crate::visible::{Wait, publish};
 use crate::{endpoint, output, postgres};

@@ -13,9 +13,9 @@ use super::policy::host::Classes;
 use super::reputation::Reputation;
 
 /// CPU of a host that has not said how much it has, thousandths of a core: enough for the largest gang.
-const CPU_MILLI_UNKNOWN: i64 = CPU_MILLI_MAX as i64 * MEMBERS_MAX as i64;
+pub const CPU_MILLI_UNKNOWN: i64 = CPU_MILLI_MAX as i64 * MEMBERS_MAX as i64;
 /// Memory of such a host, MiB.
-const MEMORY_MIB_UNKNOWN: i64 = HOST_MEMORY_BYTES_MAX as i64 / MIB * MEMBERS_MAX as i64;
+pub const MEMORY_MIB_UNKNOWN: i64 = HOST_MEMORY_BYTES_MAX as i64 / MIB * MEMBERS_MAX as i64;
 /// One MiB, bytes.
 const MIB: i64 = 1 << 20;
 

@@ -140,12 +140,12 @@ impl<'c, 'a> Plan<'c, 'a> {
         reasons
     }
 
-    /// The hosts on which a member of the bundle fits, best first, each with its key and what that is made of.
-    pub fn ranked(&mut self, bundle: usize) -> Vec<(usize, i64, Option<ScoreParts>)> {
+    /// The hosts on which a member of the bundle fits, best first, each with its key.
+    pub fn ranked(&mut self, bundle: usize) -> Vec<(usize, i64)> {
         self.ask_hosts(bundle);
         let mut ranked: Vec<(usize, i64)> = self.keys[bundle].iter().copied().enumerate().filter(|&(_, key)| key != NO_FIT).collect();
         ranked.sort_by_key(|&(host, key)| (std::cmp::Reverse(key), host));
-        ranked.into_iter().map(|(host, key)| (host, key, self.parts(host, bundle))).collect()
+        ranked
     }
 
     /// How much one step of a key is, in millionths of the policy's unit.
@@ -217,7 +217,8 @@ impl<'c, 'a> Plan<'c, 'a> {
         if misfit.is_some() { NO_FIT } else { self.policy.bid(&self.fleet.host(host), &self.shapes[bundle]).key }
     }
 
-    fn parts(&mut self, host: usize, bundle: usize) -> Option<ScoreParts> {
+    /// What a host's key is made of.
+    pub fn parts(&mut self, host: usize, bundle: usize) -> Option<ScoreParts> {
         self.fleet.open(host, self.look(host, &self.ask.bundles()[bundle]).open);
         let (view, shape) = (self.fleet.host(host), &self.shapes[bundle]);
         self.policy.parts(&view, shape, self.policy.bid(&view, shape).gpus)

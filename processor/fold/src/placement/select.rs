@@ -120,6 +120,8 @@ pub fn choose(mut hosts: Vec<Host<'_>>, ask: &Ask<'_>, chooser: Chooser<'_>, set
     let mut plan = plan(hosts, ask, chooser, settings);
     let first = ask.members[0];
     let ranked = plan.ranked(first);
+    // One more than are named: the best of them may be the one that is taken.
+    let best: Vec<_> = ranked.iter().take(RUNNERS_UP_MAX + 1).map(|&(host, key)| (host, key, plan.parts(host, first))).collect();
     let before = why::Refusals::of(&plan, &ask.bundles()[first], None);
     let by_gpu_alone = |plan: &Plan<'_, '_>, taken: &Taken| plan.hosts[taken.host].is_by_gpu_alone(&ask.bundles()[ask.members[taken.member]]);
     match plan.place_all() {
@@ -128,7 +130,7 @@ pub fn choose(mut hosts: Vec<Host<'_>>, ask: &Ask<'_>, chooser: Chooser<'_>, set
             taken.sort_by_key(|taken| taken.member);
             let micro = plan.micro_per_key();
             let chosen = taken.first().map(|taken| taken.host);
-            let others = ranked.iter().filter(|&&(host, ..)| Some(host) != chosen).take(RUNNERS_UP_MAX);
+            let others = best.iter().filter(|&&(host, ..)| Some(host) != chosen).take(RUNNERS_UP_MAX);
             Choice {
                 outcome: Outcome::Placed,
                 picks: picks(&plan, ask, &taken),
@@ -156,7 +158,7 @@ pub fn choose(mut hosts: Vec<Host<'_>>, ask: &Ask<'_>, chooser: Chooser<'_>, set
                 hosts_considered: refusals.hosts,
                 refused: refusals.counts.clone(),
                 candidates: Some(refusals.candidates()),
-                nearest_miss: why::nearest_miss(&plan, bundle),
+                nearest_miss: why::nearest_miss(&plan, bundle, &refusals),
                 ..Choice::rejected(why.reason, why.detail)
             }
         }
@@ -176,15 +178,15 @@ fn plan<'c, 'a>(hosts: Vec<Host<'c>>, ask: &'a Ask<'a>, chooser: Chooser<'_>, se
 /// What telemetry says of a GPU to a policy that goes by it, millionths; 0 for the others.
 fn telemetry_score(policy: Name, host: &Host<'_>, gpu: &Candidate<'_>, need: &Bundle, settings: &Settings) -> u32 {
     const MICRO_PER_PERCENT: u64 = score::MICRO / 100;
-    let free_bytes = gpu.free_vram_bytes(settings);
-    let margin_mk = gpu.temperature_mk.zip(gpu.slowdown_temperature_mk).map(|(now, limit)| limit.saturating_sub(now));
+    let free_bytes = || gpu.free_vram_bytes(settings);
+    let margin_mk = || gpu.temperature_mk.zip(gpu.slowdown_temperature_mk).map(|(now, limit)| limit.saturating_sub(now));
     match policy {
         Name::Headroom => gpu.score().micro(),
         Name::Balanced => balanced::balanced(&balanced::Inputs {
-            free_bytes,
+            free_bytes: free_bytes(),
             need_bytes: need.vram_bytes,
             util_micro: gpu.util_percent.map(|percent| percent.saturating_mul(MICRO_PER_PERCENT)),
-            margin_uk: margin_mk.map(|mk| mk.saturating_mul(1_000)),
+            margin_uk: margin_mk().map(|mk| mk.saturating_mul(1_000)),
             network_micro: None,
             bandwidth_micro: None,
         })
@@ -192,9 +194,9 @@ fn telemetry_score(policy: Name, host: &Host<'_>, gpu: &Candidate<'_>, need: &Bu
         Name::Reliability => {
             let nano = reliability::reliability(&reliability::Inputs {
                 reputation: host.reputation,
-                free_bytes,
+                free_bytes: free_bytes(),
                 need_bytes: need.vram_bytes,
-                thermal_micro: margin_mk.map_or(0, |mk| mk.min(COOL_MK) * score::MICRO / COOL_MK),
+                thermal_micro: margin_mk().map_or(0, |mk| mk.min(COOL_MK) * score::MICRO / COOL_MK),
                 util_micro: gpu.util_percent.unwrap_or(100).saturating_mul(MICRO_PER_PERCENT),
                 assigned: !host.labels.is_empty(),
             });

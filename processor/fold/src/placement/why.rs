@@ -135,14 +135,15 @@ fn sentence(reason: Reason, plan: &Plan<'_, '_>, ask: &Ask<'_>, bundle: &Bundle,
 }
 
 /// The host that lacked least for a member of this bundle, the first of equals.
-pub fn nearest_miss(plan: &Plan<'_, '_>, bundle: &Bundle) -> Option<NearestMiss> {
+pub fn nearest_miss(plan: &Plan<'_, '_>, bundle: &Bundle, refusals: &Refusals) -> Option<NearestMiss> {
     let mut nearest: Option<NearestMiss> = None;
-    let mut gpus_before = plan.reasons(bundle).into_iter();
+    let mut reasons = refusals.reasons.as_slice();
     for (number, host) in plan.hosts.iter().enumerate() {
-        let reasons: Vec<Option<Reason>> = gpus_before.by_ref().take(host.gpus.len()).collect();
+        let (here, behind) = reasons.split_at(host.gpus.len());
+        reasons = behind;
         let Some(misfit) = plan.look(number, bundle).misfit else { continue };
         let passing = host.gpus.iter().filter(|gpu| plan.would_do(gpu, bundle)).count() as u32;
-        let reason = if misfit == Reason::TooFewDevices { most_common(&reasons).unwrap_or(misfit) } else { misfit };
+        let reason = if misfit == Reason::TooFewDevices { most_common(here).unwrap_or(misfit) } else { misfit };
         match &mut nearest {
             Some(best) if passing.min(bundle.count) < best.gpus.min(bundle.count) => {}
             Some(best) if passing.min(bundle.count) == best.gpus.min(bundle.count) => best.hosts += 1,

@@ -9,6 +9,7 @@ use plimsoll_schemas::request::Place;
 use plimsoll_schemas::time::LogTime;
 
 use super::super::ask::Ask;
+use super::super::cell::{CPU_MILLI_UNKNOWN, MEMORY_MIB_UNKNOWN};
 use super::fleet::{Error, Fleet, HostSpec};
 use super::shape::Shape;
 use super::workload::Workload;
@@ -17,10 +18,6 @@ use super::workload::Workload;
 pub const REQUESTS_MIN: usize = 100;
 /// Share of the requests, from the first on, that is rehearsed with; the rest is held out. Percent.
 const REHEARSED_PERCENT: usize = 70;
-/// CPU of a host that says nothing about it: 1,000 cores, so that it is never what is short.
-const CPU_MILLI_UNKNOWN: i64 = 1_000_000;
-/// Memory of a host that says nothing about it, MiB: all that a number of bytes can say.
-const MEMORY_MIB_UNKNOWN: i64 = i64::MAX >> 20;
 
 /// A host as it announces itself, or nothing if no GPU of it can be placed on. The model is that of its first GPU. MIG instances, and
 /// boards that are cut into them, are left out.
@@ -167,9 +164,9 @@ mod tests {
             let spec = host(&inventory(change));
             assert_eq!(spec.as_ref().map(|spec| (spec.cpu_milli, spec.memory_mib, spec.gpus, spec.model.as_str())), expected);
         };
-        check(&|_| {}, Some((1_000_000, i64::MAX >> 20, 3, "A")));
+        check(&|_| {}, Some((CPU_MILLI_UNKNOWN, MEMORY_MIB_UNKNOWN, 3, "A")));
         check(&|i| (i["cpu_cores"], i["ram_bytes"]) = (96.into(), (1_u64 << 40).into()), Some((96_000, 1 << 20, 3, "A")));
-        check(&|i| i["gpus"][2]["mig_parent_uuid"] = "GPU-0".into(), Some((1_000_000, i64::MAX >> 20, 1, "B")));
+        check(&|i| i["gpus"][2]["mig_parent_uuid"] = "GPU-0".into(), Some((CPU_MILLI_UNKNOWN, MEMORY_MIB_UNKNOWN, 1, "B")));
         check(&|i| i["gpus"] = serde_json::json!([]), None);
     }
 
