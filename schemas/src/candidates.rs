@@ -30,23 +30,57 @@ pub struct Unreadable {
     pub reason: Reason,
 }
 
-impl Candidates {
+/// The same while reasons still change: one set of GPUs per reason.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Sets {
+    gpus: u32,
+    sets: BTreeMap<Reason, RoaringBitmap>,
+}
+
+impl Sets {
     /// Of every GPU's reason in the order of the GPUs; `None` = it could have been taken.
     pub fn of(reasons: impl IntoIterator<Item = Option<Reason>>) -> Self {
-        let (mut sets, mut gpus) = (BTreeMap::<Reason, RoaringBitmap>::new(), 0);
+        let mut sets = Self::default();
         for reason in reasons {
-            if let Some(reason) = reason {
-                sets.entry(reason).or_default().insert(gpus);
-            }
-            gpus += 1;
+            sets.change(sets.gpus, None, reason);
         }
-        let text = |mut set: RoaringBitmap| {
+        sets
+    }
+
+    /// The GPU of this number had one reason and has another now. One that was not known before comes behind all others.
+    pub fn change(&mut self, gpu: u32, before: Option<Reason>, now: Option<Reason>) {
+        self.gpus = self.gpus.max(gpu + 1);
+        if let Some(set) = before.and_then(|reason| self.sets.get_mut(&reason)) {
+            set.remove(gpu);
+        }
+        if let Some(reason) = now {
+            self.sets.entry(reason).or_default().insert(gpu);
+        }
+    }
+
+    /// How many GPUs were refused, by reason.
+    pub fn counts(&self) -> BTreeMap<Reason, u32> {
+        self.sets.iter().filter(|(_, set)| !set.is_empty()).map(|(&reason, set)| (reason, set.len() as u32)).collect()
+    }
+
+    /// As decisions carry them.
+    pub fn candidates(&self) -> Candidates {
+        let text = |set: &RoaringBitmap| {
+            let mut set = set.clone();
             set.optimize();
             let mut bytes = Vec::with_capacity(set.serialized_size());
             set.serialize_into(&mut bytes).expect("memory takes what is written");
             STANDARD.encode(bytes)
         };
-        Self { gpus, refused: sets.into_iter().map(|(reason, set)| (reason, text(set))).collect() }
+        let sets = self.sets.iter().filter(|(_, set)| !set.is_empty());
+        Candidates { gpus: self.gpus, refused: sets.map(|(&reason, set)| (reason, text(set))).collect() }
+    }
+}
+
+impl Candidates {
+    /// Of every GPU's reason in the order of the GPUs; `None` = it could have been taken.
+    pub fn of(reasons: impl IntoIterator<Item = Option<Reason>>) -> Self {
+        Sets::of(reasons).candidates()
     }
 
     /// Every GPU's reason in the order of the GPUs. Errors on a set that cannot be read; GPUs beyond the last one are left out.
@@ -82,6 +116,15 @@ mod tests {
         assert_eq!(candidates.reasons(), Ok(reasons));
         assert!(candidates.refused[&Reason::LeaseConflict].len() < 40);
         assert!(candidates.refused[&Reason::Stale].len() < 1_000);
+    }
+
+    #[test]
+    fn a_set_does_not_depend_on_how_it_came_to_be() {
+        let mut sets = Sets::of([None, Some(Reason::Stale), Some(Reason::Stale)]);
+        sets.change(1, Some(Reason::Stale), Some(Reason::Thermal));
+        sets.change(2, Some(Reason::Stale), None);
+        let fresh = Sets::of([None, Some(Reason::Thermal), None]);
+        assert_eq!((sets.candidates(), sets.counts()), (fresh.candidates(), fresh.counts()));
     }
 
     #[test]

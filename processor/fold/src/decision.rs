@@ -6,7 +6,6 @@ use plimsoll_schemas::out::{Assignment, Decided, HostShare, LeaseGrant, Payload}
 use plimsoll_schemas::request::{Bundle, Locality, Place, TEXT_BYTES_MAX};
 use plimsoll_schemas::row::{DecisionRow, RequestRow, Row};
 use plimsoll_schemas::subject::OutSubject;
-use plimsoll_schemas::tables::Tables;
 use plimsoll_schemas::time::LogTime;
 
 use crate::State;
@@ -74,8 +73,8 @@ impl State {
             position: self.meta.position,
             state_hash: hash(self.meta.chain.hash),
             policy: format!("{}@{VERSION}", policy.code()),
-            tables_hash: self.tables().filter(|_| policy.learns()).map(Tables::hash_hex),
-            mix_hash: policy.learns().then(|| hash(self.mix.hash())),
+            tables_hash: self.hashed_tables().filter(|_| policy.learns()).map(|tables| hash(tables.hash)),
+            mix_hash: policy.learns().then(|| hash(self.mix.seen().hash)),
             attempt: attempt.number,
             queue_ms: u64::try_from(attempt.waited_ms).unwrap_or_default(),
             hosts_considered: choice.hosts_considered,

@@ -100,6 +100,7 @@ impl State {
             ranges: HostRanges::default(),
             forgotten_epoch: 0,
             dirty: true,
+            touched: false,
         });
         self.behind.insert((closed_ns, number));
         Some((number, true))
@@ -192,6 +193,7 @@ impl State {
             self.retire(number, "moved", emit);
             let other = self.registry.devices[number as usize].facts.host;
             self.registry.host_mut(other).devices.retain(|&d| d != number);
+            self.registry.restated.insert(other);
             self.recount(other, emit.logged_at());
         }
         let facts = &self.registry.devices[number as usize].facts;
@@ -253,6 +255,7 @@ impl State {
         let mut devices: Vec<u32> = numbers.into_iter().map(|(_, number)| number).collect();
         self.registry.sort_devices(&mut devices);
         self.registry.host_mut(host).devices = devices;
+        self.registry.restated.insert(host);
     }
 
     /// A new life of the agent clears what an older one complained about.

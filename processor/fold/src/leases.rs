@@ -79,6 +79,8 @@ pub(crate) fn by_gpu(parts: impl IntoIterator<Item = Held>) -> Vec<Held> {
 pub(crate) struct Leases {
     pub by_fence: BTreeMap<u64, Lease>,
     pub by_id: BTreeMap<String, u64>,
+    /// CPU (thousandths of a core) and memory (bytes) that leases hold, by host and fence.
+    pub of_hosts: BTreeMap<(u32, u64), (u64, u64)>,
     /// Changed or ended since the last commit.
     pub dirty: Vec<u64>,
 }
@@ -87,6 +89,12 @@ impl Leases {
     /// The holders of the given reservations: lease id and tenant.
     pub fn holders<'a>(&'a self, reservations: &'a [Reservation]) -> Vec<(&'a str, &'a TenantId)> {
         reservations.iter().filter_map(|r| self.by_fence.get(&r.fence)).map(|lease| (lease.lease_id.as_str(), &lease.tenant)).collect()
+    }
+
+    /// CPU (thousandths of a core) and memory (bytes) of a host that leases hold, but for those taken to have ended.
+    pub fn held_of_host(&self, host: u32, ended: &BTreeSet<u64>) -> (u64, u64) {
+        let held = self.of_hosts.range((host, 0)..=(host, u64::MAX)).filter(|((_, fence), _)| !ended.contains(fence));
+        held.fold((0, 0), |sum: (u64, u64), (_, held)| (sum.0.saturating_add(held.0), sum.1.saturating_add(held.1)))
     }
 
     pub fn find(&self, lease_id: &str) -> Option<&Lease> {
@@ -105,12 +113,14 @@ impl Leases {
     pub fn insert(&mut self, lease: Lease) {
         self.dirty.push(lease.fence);
         self.by_id.insert(lease.lease_id.clone(), lease.fence);
+        self.of_hosts.extend(lease.hosts.iter().map(|share| ((share.host, lease.fence), (share.cpu_milli, share.memory_bytes))));
         self.by_fence.insert(lease.fence, Lease { dirty: true, ..lease });
     }
 
     fn remove(&mut self, fence: u64) -> Option<Lease> {
         let lease = self.by_fence.remove(&fence)?;
         self.by_id.remove(&lease.lease_id);
+        lease.hosts.iter().for_each(|share| _ = self.of_hosts.remove(&(share.host, fence)));
         if !lease.dirty {
             self.dirty.push(fence);
         }
@@ -296,6 +306,7 @@ impl State {
         if self.leases.by_fence.get(&fence).is_some_and(|lease| lease.held.is_empty())
             && let Some(mut lease) = self.leases.remove(fence)
         {
+            lease.hosts.iter().for_each(|share| self.registry.touch_host(share.host));
             lease.state = LeaseState::Ended;
             lease.end_reason.get_or_insert_with(|| cause.to_owned());
             self.emit_lease(&lease, cause, Some(now), emit);

@@ -66,17 +66,18 @@ use crate::host_window::DeviceMinute;
 use crate::leases::Leases;
 use crate::paces::Paces;
 use crate::placement::policy::catalogue::Name;
-use crate::placement::policy::mix::Mix;
+use crate::placement::policy::mix::Settled;
 use crate::policies::Policies;
 use crate::refuse::{Announcer, Limiter};
 use crate::registry::{Registry, Silence, Use};
 use crate::requests::{Bucket, Requests};
 use crate::timers::Timers;
+use crate::view::View;
 use crate::waiting::Queue;
 
 /// Version of what the fold does with the same log. It grows when the same records would give other rows, outputs or states; the shape
 /// of what is stored has a version of its own, [`durable::FORMAT`].
-pub const LOGIC: u32 = 8;
+pub const LOGIC: u32 = 9;
 
 /// What folding records has produced since it was last taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -139,7 +140,7 @@ pub struct State {
     requests: Requests,
     queue: Queue,
     /// What was asked for so far.
-    mix: Mix,
+    mix: Settled,
     mix_dirty: bool,
     /// Shares of the tenants.
     buckets: BTreeMap<TenantId, Bucket>,
@@ -148,6 +149,8 @@ pub struct State {
     alerts: Alerts,
     paces: Paces,
     timers: Timers,
+    /// The cell as placement last saw it; memory only.
+    view: Option<View>,
     /// Hosts by the end of their last closed window.
     behind: BTreeSet<(i64, u32)>,
     /// Devices of the frame being folded.
@@ -217,7 +220,7 @@ impl State {
             leases: Leases::default(),
             requests: Requests::default(),
             queue: Queue::default(),
-            mix: Mix::default(),
+            mix: Settled::default(),
             mix_dirty: false,
             buckets: BTreeMap::new(),
             announcer: Announcer::default(),
@@ -225,6 +228,7 @@ impl State {
             alerts: Alerts::new(),
             paces: Paces::default(),
             timers: Timers::default(),
+            view: None,
             behind: BTreeSet::new(),
             scratch: Vec::new(),
             turns: Vec::new(),

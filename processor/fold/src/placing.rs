@@ -17,7 +17,7 @@ use crate::leases::{Held, Lease, Share, by_gpu};
 use crate::paces::scope::Slot;
 use crate::placement::ask::{self, Ask};
 use crate::placement::policy::catalogue::Name;
-use crate::placement::select::{Choice, Chooser, choose};
+use crate::placement::select::Choice;
 use crate::placement::{Refused, Settings};
 use crate::waiting::{Delay, queue_is_full};
 
@@ -38,8 +38,8 @@ pub(crate) struct Assume {
 }
 
 impl State {
-    /// What a placement request would get now. Changes nothing.
-    pub fn dry_run(&self, tenant: &TenantId, place: &Place) -> Decided {
+    /// What a placement request would get now. Changes nothing but what is remembered of the cell.
+    pub fn dry_run(&mut self, tenant: &TenantId, place: &Place) -> Decided {
         let choice = self.choice(tenant, place, &self.assume(place, None));
         let lease = None;
         Decided { decision_id: DRY_RUN.to_owned(), decision_seq: 0, ..self.decided(tenant, place, choice, lease, Attempt::FIRST) }
@@ -49,7 +49,10 @@ impl State {
     pub(crate) fn place(&mut self, tenant: &TenantId, place: &Place, number: u64, emit: &mut Emit<'_>) {
         emit.row(Row::Request(Box::new(request_row(tenant, place, emit.logged_at()))));
         match Ask::new(place) {
-            Ok(ask) => ask.asked().for_each(|asked| self.mix.note(asked)),
+            Ok(ask) => {
+                ask.asked().for_each(|asked| self.mix.note(asked));
+                self.mix.settle();
+            }
             Err(Refused { reason, detail }) => return self.conclude(tenant, place, Choice::rejected(reason, detail), Attempt::FIRST, emit),
         }
         self.mix_dirty = true;
@@ -105,20 +108,18 @@ impl State {
     }
 
     /// The choice for a request under some assumptions.
-    pub(crate) fn choice(&self, tenant: &TenantId, place: &Place, assume: &Assume) -> Choice {
+    pub(crate) fn choice(&mut self, tenant: &TenantId, place: &Place, assume: &Assume) -> Choice {
         match self.try_choice(tenant, place, assume) {
             Ok(choice) => choice,
             Err(refused) => Choice::rejected(refused.reason, refused.detail),
         }
     }
 
-    fn try_choice(&self, tenant: &TenantId, place: &Place, assume: &Assume) -> Result<Choice, Refused> {
+    fn try_choice(&mut self, tenant: &TenantId, place: &Place, assume: &Assume) -> Result<Choice, Refused> {
         let ask = Ask::new(place)?;
         let policy = self.policy_for(place)?;
         self.within_quota(tenant, &ask, assume)?;
-        let hosts = self.hosts_for(tenant, &ask, assume);
-        let chooser = Chooser { policy, mix: &self.mix, tables: self.tables(), turn: self.meta.chain.decision_seq };
-        Ok(choose(hosts, &ask, chooser, &self.placement_settings()))
+        Ok(self.choose(tenant, &ask, policy, assume))
     }
 
     /// The policy that a request names, or the cell's. Errors on one that does not exist.

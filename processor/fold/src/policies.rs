@@ -13,6 +13,7 @@ use plimsoll_schemas::time::LogTime;
 use serde::{Deserialize, Serialize};
 
 use crate::emit::Emit;
+use crate::placement::cell::Hashed;
 use crate::placing::{DEFAULT, VERSION};
 use crate::timers::Timer;
 use crate::{LOGIC, State};
@@ -136,8 +137,14 @@ impl State {
 
     /// What placement has learned; nothing while no tables are in force.
     pub fn tables(&self) -> Option<&Tables> {
+        self.hashed_tables().map(|tables| tables.of)
+    }
+
+    /// The same with its hash.
+    pub(crate) fn hashed_tables(&self) -> Option<Hashed<'_, Tables>> {
         match &self.policies.by_key.get(TABLES_KEY)?.policy {
-            Policy::Tables(learned) => Some(&learned.tables),
+            // Checked when they came into force: that is their hash.
+            Policy::Tables(learned) => Some(Hashed { of: &learned.tables, hash: u64::from_str_radix(&learned.hash, 16).unwrap_or_default() }),
             Policy::Settings(_)
             | Policy::Placement
             | Policy::AlertRule(_)

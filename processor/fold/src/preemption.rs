@@ -17,7 +17,7 @@ use crate::placing::{Assume, can_pass};
 
 impl State {
     /// Where a request finds no room and leases of lower priority may be ended for it: says which. Nothing is ended by it.
-    pub(crate) fn propose_preemption(&self, tenant: &TenantId, place: &Place, choice: &Choice, emit: &mut Emit<'_>) {
+    pub(crate) fn propose_preemption(&mut self, tenant: &TenantId, place: &Place, choice: &Choice, emit: &mut Emit<'_>) {
         if choice.outcome == Outcome::Placed
             || !choice.reason.is_some_and(|reason| can_pass(reason) && ![Reason::NotYet, Reason::Paced].contains(&reason))
         {

@@ -1,6 +1,6 @@
 //! Hosts and GPUs: who is registered, where each stands, and what is open for it. Dense numbers inside, names only at the border.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hint::black_box;
 
 use plimsoll_schemas::id::{DeviceKey, GpuUuid, HostId};
@@ -109,6 +109,8 @@ pub(crate) struct Host {
     pub forgotten_epoch: u64,
     #[serde(skip)]
     pub dirty: bool,
+    #[serde(skip)]
+    pub touched: bool,
 }
 
 /// How well the hardware says it is.
@@ -249,6 +251,7 @@ pub(crate) struct Device {
     pub facts_dirty: bool,
     pub pulse_dirty: bool,
     pub listed: bool,
+    pub touched: bool,
 }
 
 impl Device {
@@ -267,6 +270,7 @@ impl Device {
             facts_dirty: true,
             pulse_dirty: true,
             listed: false,
+            touched: false,
         }
     }
 
@@ -316,6 +320,10 @@ pub(crate) struct Registry {
     pub by_key: BTreeMap<DeviceKey, u32>,
     pub dirty_hosts: Vec<u32>,
     pub dirty_devices: Vec<u32>,
+    /// What has changed since placement last looked, and the hosts that have said anew what they have.
+    pub touched_hosts: Vec<u32>,
+    pub touched_devices: Vec<u32>,
+    pub restated: BTreeSet<u32>,
 }
 
 impl Registry {
@@ -329,6 +337,7 @@ impl Registry {
 
     /// The host, marked as changed.
     pub fn host_mut(&mut self, number: u32) -> &mut Host {
+        self.touch_host(number);
         let host = &mut self.hosts[number as usize];
         if !host.dirty {
             host.dirty = true;
@@ -337,9 +346,22 @@ impl Registry {
         host
     }
 
+    /// What is left on the host has changed.
+    pub fn touch_host(&mut self, number: u32) {
+        let host = &mut self.hosts[number as usize];
+        if !host.touched {
+            host.touched = true;
+            self.touched_hosts.push(number);
+        }
+    }
+
     /// The device, listed as changed; the caller says which part of it.
     pub fn device_mut(&mut self, number: u32) -> &mut Device {
         let device = &mut self.devices[number as usize];
+        if !device.touched {
+            device.touched = true;
+            self.touched_devices.push(number);
+        }
         if !device.listed {
             device.listed = true;
             self.dirty_devices.push(number);

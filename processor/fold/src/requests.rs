@@ -1,6 +1,6 @@
 //! What tenants ask for: each request once, within the tenant's share, and each with exactly one final decision.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::hash::Hasher;
 
 use plimsoll_schemas::frame::cut;
@@ -244,17 +244,7 @@ impl State {
     }
 
     fn distribute(&mut self, tenant: &TenantId, request: &Distribute, emit: &mut Emit<'_>) {
-        let settings = self.placement_settings();
-        let cell: BTreeMap<_, _> = self
-            .registry
-            .devices
-            .iter()
-            .filter(|device| !device.facts.retired)
-            .map(|device| {
-                let candidate = self.candidate(0, device, &BTreeSet::new());
-                (device.uuid().clone(), candidate.gate.map_or_else(|| Ok(candidate.free_vram_bytes(&settings)), Err))
-            })
-            .collect();
+        let cell = self.free_memory();
         let (decision_id, decision_seq) = emit.next_decision();
         let result = distribute::distribute(request, &cell);
         let (outcome, reason, detail, counts, unassigned) = match result {

@@ -272,7 +272,8 @@ impl State {
         if self.queue.order.kept.as_ref().is_some_and(|kept| kept.request == turn.1 && live_ns - kept.since_ns < KEPT_NS) {
             return;
         }
-        let earliest = self.earliest(&waiting.tenant, &waiting.place);
+        let Waiting { tenant, place, .. } = waiting.clone();
+        let earliest = self.earliest(&tenant, &place);
         self.queue.order.kept = earliest.map(|(free_ns, choice)| Kept {
             request: turn.1,
             devices: choice.picks.iter().map(|pick| pick.number).collect(),
@@ -283,11 +284,11 @@ impl State {
 
     /// When leases that run out could leave a request enough room at the earliest, live clock in ns, and what it would get; absent if it
     /// would not fit then either. Leases can be renewed, and what has run out drains first: sooner it will not be.
-    fn earliest(&self, tenant: &TenantId, place: &Place) -> Option<(i64, Choice)> {
+    fn earliest(&mut self, tenant: &TenantId, place: &Place) -> Option<(i64, Choice)> {
         let mut ends: Vec<(i64, u64)> =
             self.leases.by_fence.values().filter(|lease| lease.state == LeaseState::Active).map(|lease| (lease.deadline_ns, lease.fence)).collect();
         ends.sort_unstable();
-        let without = |ended: usize| {
+        let mut without = |ended: usize| {
             let assume = Assume { ended: ends[..ended].iter().map(|&(_, fence)| fence).collect(), kept: BTreeSet::new() };
             Some(self.choice(tenant, place, &assume)).filter(|choice| choice.outcome == Outcome::Placed)
         };

@@ -54,7 +54,7 @@ impl Cell {
 
 fn main() {
     for (hosts, large) in CELLS {
-        let cell = Cell::of(hosts, large);
+        let mut cell = Cell::of(hosts, large);
         let gpus = hosts * 2 + large * 6;
         row(&[&format!("{gpus} GPUs on {hosts} hosts"), "outcome", "policy", "median us", "p99 us", "decisions/s"]);
         let gang = Place { bundles: vec![Bundle { count: 4, members: 8, ..Bundle::default() }], ..place("r", 4, 1_000, 0) };

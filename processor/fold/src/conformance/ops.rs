@@ -22,8 +22,9 @@ use crate::pace::Slots;
 use crate::placement::ask::Ask;
 use crate::placement::balanced::{self, balanced};
 use crate::placement::candidate::Candidate;
-use crate::placement::cell::Host;
+use crate::placement::cell::{Cell, Chooser, Hashed, Host};
 use crate::placement::distribute::{Split, capacity, uniform};
+use crate::placement::plan::Neighbours;
 use crate::placement::policy::catalogue::Name;
 use crate::placement::policy::host::CLASSES;
 use crate::placement::policy::mix::Mix;
@@ -232,35 +233,34 @@ fn select_best(input: Input<'_>) -> Result<Value, String> {
         let uuid: GpuUuid = Input(device).text("id")?.parse().map_err(|error: plimsoll_schemas::id::IdError| error.to_string())?;
         devices.insert(uuid, Input(device));
     }
-    let candidates = devices.iter().zip(0..).map(|((uuid, &device), number)| candidate(uuid, number, device)).collect::<Result<Vec<_>, String>>()?;
+    let candidates = devices.values().zip(0..).map(|(&device, number)| candidate(number, device)).collect::<Result<Vec<_>, String>>()?;
     let request = Place { request_id: "case".to_owned(), bundles: vec![Bundle { vram_bytes, ..Bundle::default() }], ..Place::default() };
     let ask = Ask::new(&request).map_err(|refused| refused.to_string())?;
     let here = Host {
-        id: &host,
-        stands: &Default::default(),
+        id: host,
+        stands: Default::default(),
         cpu_milli: None,
         memory_bytes: None,
-        gpus: candidates.clone(),
+        gpus: candidates,
         classes: [0; CLASSES],
-        labels: Vec::new(),
         reputation: Reputation::default(),
     };
-    let chooser = select::Chooser { policy: Name::Headroom, mix: &Mix::default(), tables: None, turn: 0 };
-    let choice = select::choose(vec![here], &ask, chooser, &Settings::default());
+    let chooser = Chooser { policy: Name::Headroom, mix: Hashed { of: &Mix::default(), hash: 0 }, tables: None, turn: 0 };
+    let choice = select::choose(&mut Cell::new(vec![here], Settings::default()), &ask, chooser, &Neighbours::new());
+    let uuid = |number: u32| devices.keys().nth(number as usize).map_or_else(String::new, GpuUuid::to_string);
     Ok(json!(match (choice.outcome, choice.picks.first(), choice.reason) {
-        (Outcome::Placed, Some(pick), _) => candidates[pick.number as usize].uuid.to_string(),
+        (Outcome::Placed, Some(pick), _) => uuid(pick.number),
         (_, _, Some(Reason::NoHeadroom)) => "rejected:zero_score".to_owned(),
         (_, _, reason) => format!("rejected:{}", reason.map_or("", Reason::code)),
     }))
 }
 
-fn candidate<'a>(uuid: &'a GpuUuid, number: u32, device: Input<'_>) -> Result<Candidate<'a>, String> {
+fn candidate(number: u32, device: Input<'_>) -> Result<Candidate, String> {
     let said_nothing = !["used", "total", "util", "temp"].into_iter().any(|key| device.has(key));
     Ok(Candidate {
         number,
-        uuid,
         slot: Slot(0),
-        model: "",
+        model: "".into(),
         driver: None,
         compute_capability: None,
         mig_profile: None,

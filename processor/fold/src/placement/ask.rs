@@ -59,6 +59,11 @@ impl<'a> Ask<'a> {
         &self.place.constraints
     }
 
+    /// The models of which any will do, sorted; none = any.
+    pub fn models(&self) -> impl Iterator<Item = &'a str> {
+        self.models.iter().copied()
+    }
+
     /// Whether a model will do.
     pub fn allows_model(&self, model: &str) -> bool {
         self.models.is_empty() || self.models.contains(model)

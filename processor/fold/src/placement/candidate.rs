@@ -1,6 +1,8 @@
 //! One GPU as placement sees it, and the gates it must pass before it is scored.
 
-use plimsoll_schemas::id::{GpuUuid, Slot};
+use std::sync::Arc;
+
+use plimsoll_schemas::id::Slot;
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Bundle, WHOLE_MILLI};
 
@@ -12,22 +14,20 @@ use super::{Settings, vram};
 const MICRO_PER_PERCENT: u64 = score::MICRO / 100;
 
 /// One GPU as placement sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Candidate<'a> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
     /// Whatever number its owner knows it by.
     pub number: u32,
-    /// Its UUID.
-    pub uuid: &'a GpuUuid,
     /// Its stable number there.
     pub slot: Slot,
     /// Product name as the driver gives it.
-    pub model: &'a str,
+    pub model: Arc<str>,
     /// Driver version, if known.
-    pub driver: Option<&'a str>,
+    pub driver: Option<Arc<str>>,
     /// Compute capability, if known.
-    pub compute_capability: Option<&'a str>,
+    pub compute_capability: Option<Arc<str>>,
     /// Profile, of a MIG instance.
-    pub mig_profile: Option<&'a str>,
+    pub mig_profile: Option<Arc<str>>,
     /// Whether it is cut into MIG instances: they are placed on, not it.
     pub is_cut: bool,
     /// GPUs of a host with the same number reach each other by NVLink.
@@ -63,7 +63,7 @@ pub struct Offer {
     pub vram_bytes: u64,
 }
 
-impl Candidate<'_> {
+impl Candidate {
     /// Bytes a new lease may still reserve on it. Unknown is never free.
     pub fn free_vram_bytes(&self, settings: &Settings) -> u64 {
         let Some(total) = self.memory_total_bytes else { return 0 };
@@ -74,15 +74,6 @@ impl Candidate<'_> {
     /// Memory that leases have reserved long enough to use it, bytes.
     fn seen_vram_bytes(&self) -> u64 {
         self.reserved_vram_bytes.saturating_sub(self.unseen_vram_bytes)
-    }
-
-    /// It without so much that was reserved a moment ago, bytes.
-    pub fn without(self, vram_bytes: u64) -> Self {
-        Self {
-            reserved_vram_bytes: self.reserved_vram_bytes.saturating_sub(vram_bytes),
-            unseen_vram_bytes: self.unseen_vram_bytes.saturating_sub(vram_bytes),
-            ..self
-        }
     }
 
     /// Its score under `headroom@1`. What is promised but not yet in use counts as used, so that two requests in a row do not
@@ -106,10 +97,10 @@ impl Candidate<'_> {
         let free = self.free_vram_bytes(settings);
         let unless = |shut: bool, reason: Reason| if shut { Err(reason) } else { Ok(()) };
         unless(self.is_hot(), Reason::Thermal)?;
-        unless(!ask.allows_model(self.model), Reason::ModelMismatch)?;
-        unless(!ask.allows_driver(self.driver), Reason::DriverTooOld)?;
-        unless(!ask.allows_compute_capability(self.compute_capability), Reason::ComputeCapability)?;
-        unless(self.is_cut || bundle.mig_profile.as_deref() != self.mig_profile, Reason::MigProfile)?;
+        unless(!ask.allows_model(&self.model), Reason::ModelMismatch)?;
+        unless(!ask.allows_driver(self.driver.as_deref()), Reason::DriverTooOld)?;
+        unless(!ask.allows_compute_capability(self.compute_capability.as_deref()), Reason::ComputeCapability)?;
+        unless(self.is_cut || bundle.mig_profile.as_deref() != self.mig_profile.as_deref(), Reason::MigProfile)?;
         unless(self.kept, Reason::Reserved)?;
         unless(self.reserved_milli.saturating_add(bundle.milli) > WHOLE_MILLI, self.reserved_by_whom(bundle))?;
         unless(bundle.vram_bytes > free, Reason::InsufficientMemory)?;
@@ -140,15 +131,13 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    fn check(change: impl FnOnce(&mut Candidate<'_>, &mut Bundle), expected: Result<u64, Reason>) {
-        let uuid: GpuUuid = "GPU-1".parse().expect("valid");
+    fn check(change: impl FnOnce(&mut Candidate, &mut Bundle), expected: Result<u64, Reason>) {
         let mut candidate = Candidate {
             number: 0,
-            uuid: &uuid,
             slot: Slot(0),
-            model: "NVIDIA H100",
-            driver: Some("550.54.15"),
-            compute_capability: Some("9.0"),
+            model: "NVIDIA H100".into(),
+            driver: Some("550.54.15".into()),
+            compute_capability: Some("9.0".into()),
             mig_profile: None,
             is_cut: false,
             nvlink_domain: None,
@@ -184,10 +173,10 @@ mod tests {
 
     #[test]
     fn gates_come_in_the_order_of_precedence() {
-        let hopeless = |c: &mut Candidate<'_>, gate, mk, model, milli, used| {
+        let hopeless = |c: &mut Candidate, gate, mk, model: &str, milli, used| {
             c.gate = gate;
             c.temperature_mk = Some(mk);
-            c.model = model;
+            c.model = model.into();
             c.reserved_milli = milli;
             c.memory_used_bytes = Some(used);
             c.util_percent = Some(100);
@@ -196,11 +185,11 @@ mod tests {
         check(|c, _| hopeless(c, Some(Reason::Cordoned), hot, "T4", 1, full), Err(Reason::Cordoned));
         check(|c, _| hopeless(c, None, hot, "T4", 1, full), Err(Reason::Thermal));
         check(|c, _| hopeless(c, None, cool, "T4", 1, full), Err(Reason::ModelMismatch));
-        check(|c, _| c.driver = Some("550.9"), Err(Reason::DriverTooOld));
+        check(|c, _| c.driver = Some("550.9".into()), Err(Reason::DriverTooOld));
         check(|c, _| (c.compute_capability, c.is_cut) = (None, true), Err(Reason::ComputeCapability));
         check(|c, _| (c.is_cut, c.kept) = (true, true), Err(Reason::MigProfile));
-        check(|c, b| (c.mig_profile, b.mig_profile) = (Some("1g.10gb"), Some("2g.20gb".to_owned())), Err(Reason::MigProfile));
-        check(|c, b| (c.mig_profile, b.mig_profile) = (Some("1g.10gb"), Some("1g.10gb".to_owned())), Ok(10 * GIB));
+        check(|c, b| (c.mig_profile, b.mig_profile) = (Some("1g.10gb".into()), Some("2g.20gb".to_owned())), Err(Reason::MigProfile));
+        check(|c, b| (c.mig_profile, b.mig_profile) = (Some("1g.10gb".into()), Some("1g.10gb".to_owned())), Ok(10 * GIB));
         check(|c, _| (c.kept, c.reserved_milli) = (true, 1), Err(Reason::Reserved));
         check(|c, _| hopeless(c, None, cool, "NVIDIA H100", 1, full), Err(Reason::LeaseConflict));
         check(|c, _| hopeless(c, None, cool, "NVIDIA H100", 0, full), Err(Reason::InsufficientMemory));
@@ -213,8 +202,7 @@ mod tests {
         check(|_, b| b.vram_bytes = 72 * GIB, Ok(72 * GIB));
         check(|_, b| b.vram_bytes = 72 * GIB + 1, Err(Reason::InsufficientMemory));
         check(|c, b| (c.memory_used_bytes, b.vram_bytes) = (Some(70 * GIB), 10 * GIB + 1), Err(Reason::InsufficientMemory));
-        let used =
-            |c: &mut Candidate<'_>, unseen| (c.memory_used_bytes, c.reserved_vram_bytes, c.unseen_vram_bytes) = (Some(60 * GIB), 15 * GIB, unseen);
+        let used = |c: &mut Candidate, unseen| (c.memory_used_bytes, c.reserved_vram_bytes, c.unseen_vram_bytes) = (Some(60 * GIB), 15 * GIB, unseen);
         check(|c, b| (used(c, 0), b.vram_bytes = 20 * GIB).0, Ok(20 * GIB));
         check(|c, b| (used(c, 15 * GIB), b.vram_bytes = 5 * GIB).0, Ok(5 * GIB));
         check(|c, b| (used(c, 15 * GIB), b.vram_bytes = 5 * GIB + 1).0, Err(Reason::InsufficientMemory));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use plimsoll_schemas::id::{GpuUuid, HostId, Slot};
+use plimsoll_schemas::id::{HostId, Slot};
 use plimsoll_schemas::inventory;
 use plimsoll_schemas::out::Outcome;
 use plimsoll_schemas::reason::Reason;
@@ -12,12 +12,13 @@ use proptest::prelude::*;
 use super::Settings;
 use super::ask::Ask;
 use super::candidate::Candidate;
-use super::cell::Host;
+use super::cell::{Cell, Chooser, Hashed, Host};
+use super::plan::Neighbours;
 use super::policy::catalogue::Name;
 use super::policy::host::CLASSES;
 use super::policy::mix::Mix;
 use super::reputation::Reputation;
-use super::select::{Choice, Chooser, choose};
+use super::select::{Choice, choose};
 
 const GIB: u64 = 1 << 30;
 
@@ -26,7 +27,6 @@ const GIB: u64 = 1 << 30;
 struct Gpu {
     number: u32,
     slot: u8,
-    uuid: GpuUuid,
     model: &'static str,
     used_gib: u64,
     hot: bool,
@@ -46,27 +46,25 @@ struct Owned {
 }
 
 impl Owned {
-    fn host(&self) -> Host<'_> {
+    fn host(&self) -> Host {
         Host {
-            id: &self.id,
-            stands: &self.stands,
+            id: self.id.clone(),
+            stands: self.stands.clone(),
             cpu_milli: self.cpu_milli,
             memory_bytes: None,
             gpus: self.gpus.iter().map(Gpu::candidate).collect(),
             classes: [0; CLASSES],
-            labels: Vec::new(),
             reputation: Reputation::default(),
         }
     }
 }
 
 impl Gpu {
-    fn candidate(&self) -> Candidate<'_> {
+    fn candidate(&self) -> Candidate {
         Candidate {
             number: self.number,
-            uuid: &self.uuid,
             slot: Slot(self.slot),
-            model: self.model,
+            model: self.model.into(),
             driver: None,
             compute_capability: None,
             mig_profile: None,
@@ -93,8 +91,7 @@ prop_compose! {
         gate in prop::option::weighted(0.1, prop::sample::select(vec![Reason::Stale, Reason::Cordoned, Reason::Draining])),
         reserved_milli in prop::sample::select(vec![0, 0, 0, 300, 1_000]), reserved_gib in 0..=40u64, numa_node in 0..2u16,
     ) -> Gpu {
-        let uuid = "GPU-0".parse().expect("valid");
-        Gpu { number: 0, slot: 0, uuid, model, used_gib, hot, gate, kept, reserved_milli, reserved_gib, numa_node }
+        Gpu { number: 0, slot: 0, model, used_gib, hot, gate, kept, reserved_milli, reserved_gib, numa_node }
     }
 }
 
@@ -104,7 +101,7 @@ fn any_cell() -> impl Strategy<Value = Vec<Owned>> {
         let mut number = 0;
         let mut owned = |(at, (mut gpus, cores, rack)): (usize, (Vec<Gpu>, Option<i64>, u8))| {
             for (slot, gpu) in gpus.iter_mut().enumerate() {
-                (gpu.number, gpu.slot, gpu.uuid) = (number, slot as u8, format!("GPU-{at}-{slot}").parse().expect("valid"));
+                (gpu.number, gpu.slot) = (number, slot as u8);
                 number += 1;
             }
             let stands = inventory::Placement { rack: Some(format!("r{rack}")), ..inventory::Placement::default() };
@@ -141,11 +138,24 @@ fn any_place() -> impl Strategy<Value = Place> {
     })
 }
 
-fn choice(hosts: Vec<Host<'_>>, place: &Place, policy: Name) -> Choice {
+fn choice(cell: &mut Cell, place: &Place, policy: Name, mix: &Mix) -> Choice {
     let ask = Ask::new(place).expect("within bounds");
+    let mix = Hashed { of: mix, hash: mix.hash() };
+    choose(cell, &ask, Chooser { policy, mix, tables: None, turn: 3 }, &Neighbours::new())
+}
+
+fn mix_of(places: &[Place]) -> Mix {
     let mut mix = Mix::default();
-    ask.asked().for_each(|asked| mix.note(asked));
-    choose(hosts, &ask, Chooser { policy, mix: &mix, tables: None, turn: 3 }, &Settings { vram_limit_bp: 9_000 })
+    places.iter().for_each(|place| Ask::new(place).expect("within bounds").asked().for_each(|asked| mix.note(asked)));
+    mix
+}
+
+fn cell_of(owned: &[Owned], backwards: bool) -> Cell {
+    let mut hosts: Vec<Host> = owned.iter().map(Owned::host).collect();
+    if backwards {
+        hosts.iter_mut().for_each(|host| host.gpus.reverse());
+    }
+    Cell::new(hosts, Settings { vram_limit_bp: 9_000 })
 }
 
 /// What a placement must keep.
@@ -202,13 +212,7 @@ proptest! {
         place in any_place(),
         policy in prop::sample::select(Name::ALL.to_vec()),
     ) {
-        let choice_of = |cell: &[Owned], backwards: bool| {
-            let mut hosts: Vec<Host<'_>> = cell.iter().map(Owned::host).collect();
-            if backwards {
-                hosts.iter_mut().for_each(|host| host.gpus.reverse());
-            }
-            choice(hosts, &place, policy)
-        };
+        let choice_of = |owned: &[Owned], backwards: bool| choice(&mut cell_of(owned, backwards), &place, policy, &mix_of(std::slice::from_ref(&place)));
         let choice = choice_of(&cell, false);
         prop_assert_eq!(&choice, &choice_of(&shuffled, true));
         if cell.iter().all(|host| host.gpus.is_empty()) {
@@ -224,6 +228,30 @@ proptest! {
                 prop_assert!(choice.picks.is_empty() && choice.reason.is_some() && choice.detail.is_some());
                 prop_assert!(reasons.iter().all(Option::is_some), "{:?}: {:?}", choice.reason, reasons);
             }
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_from_one_choice_to_the_next_makes_no_difference(
+        mut owned in any_cell(),
+        places in prop::collection::vec(any_place(), 1..4),
+        steps in prop::collection::vec((any::<(usize, usize, usize)>(), any_gpu(), prop::sample::select(Name::ALL.to_vec()), 0..8u8), 1..12),
+    ) {
+        owned.sort_by(|a, b| a.id.cmp(&b.id));
+        let mut kept = cell_of(&owned, false);
+        for ((host, gpu, place), new, policy, learns) in steps {
+            let (host, place) = (host % owned.len(), &places[place % places.len()]);
+            let here = &mut owned[host];
+            if !here.gpus.is_empty() {
+                let gpu = gpu % here.gpus.len();
+                let old = &here.gpus[gpu];
+                here.gpus[gpu] = Gpu { number: old.number, slot: old.slot, model: old.model, ..new };
+            }
+            here.cpu_milli = here.cpu_milli.map(|cpu| (cpu + 1_000) % 40_000);
+            kept.update(host, |seen| *seen = here.host());
+            // Now and then the mix is another one.
+            let mix = if learns == 0 { Mix::default() } else { mix_of(&places) };
+            prop_assert_eq!(choice(&mut kept, place, policy, &mix), choice(&mut cell_of(&owned, false), place, policy, &mix));
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod shards;
 pub mod ask;
 pub mod candidate;
 pub mod cell;
+pub mod answers;
 pub mod plan;
 pub mod why;
 pub mod select;

@@ -1,25 +1,26 @@
-//! Where the members of a gang would stand: placed one after the other on a view of the cell, all of them or none.
+//! Where the members of a gang would stand: placed one after the other, all of them or none.
 //!
 //! The largest members go first. Each goes where the policy likes it best as the cell is after those before it; nothing is tried again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use plimsoll_schemas::id::HostId;
 use plimsoll_schemas::out::ScoreParts;
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Bundle, Domain, Locality};
 
-use super::Settings;
+use super::answers::{Answers, Question};
 use super::ask::Ask;
-use super::candidate::Candidate;
-use super::cell::Host;
-use super::policy::Policy;
-use super::policy::fleet::{Fleet, GPUS_PER_HOST_MAX, Place};
-use super::policy::shape::{Models, Shape};
+use super::cell::{Cell, Host};
+use super::policy::catalogue::Name;
+use super::policy::fleet::GPUS_PER_HOST_MAX;
+use super::policy::shape::Shape;
 
 /// Most hosts or racks that a gang which must stay together is tried on; a record must not take for ever.
 const GROUPS_MAX: usize = 64;
-/// The key of a host on which a member does not fit.
-const NO_FIT: i64 = i64::MIN;
+
+/// The labels of the asking tenant's leases, by the host they stand on.
+pub type Neighbours<'a> = BTreeMap<&'a HostId, Vec<&'a BTreeMap<String, String>>>;
 
 /// A member that found its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,48 +29,83 @@ pub struct Taken {
     pub member: usize,
     /// Its host, by its place in the cell.
     pub host: usize,
-    /// Its GPUs by their place on the host, each with the memory to reserve, bytes.
-    pub gpus: Vec<(usize, u64)>,
+    /// Its GPUs.
+    pub gpus: Vec<Part>,
     /// What the place was worth to the policy.
     pub key: i64,
     /// What that is made of.
     pub parts: Option<ScoreParts>,
 }
 
-/// Why a member finds no place on a host, or what it may take there.
+/// A GPU for a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Look {
-    /// The GPUs that would do: bit i = GPU i.
-    pub open: u64,
-    /// What the host lacks.
-    pub misfit: Option<Reason>,
+pub struct Part {
+    /// The GPU, by its place on the host.
+    pub gpu: usize,
+    /// Memory to reserve, bytes.
+    pub vram_bytes: u64,
+    /// How much room it had before, by `headroom@1`, millionths.
+    pub score_micro: u32,
 }
 
-/// A gang on its way.
+/// A gang on its way. Whoever ends it says so with [`Plan::end`]: then the cell is as it was.
 pub struct Plan<'c, 'a> {
-    /// The cell as it is after those that are placed.
-    pub hosts: Vec<Host<'c>>,
+    cell: &'c mut Cell,
     ask: &'a Ask<'a>,
-    settings: &'a Settings,
-    fleet: Fleet,
-    policy: Box<dyn Policy + Send>,
+    policy: Name,
     shapes: Vec<Shape>,
-    /// By bundle, every host's key; empty = not asked yet.
-    keys: Vec<Vec<i64>>,
-    /// Hosts on which nothing of this request may stand, and why.
+    /// The different questions of the bundles with their answers, and the one of each bundle.
+    answers: Vec<(Question, Answers)>,
+    of_bundle: Vec<usize>,
+    /// Hosts on which nothing of this request may stand, and why; empty = there is none.
     shut: Vec<Option<Reason>>,
-    /// Members placed so far.
-    pub taken: Vec<Taken>,
+    taken: Vec<Taken>,
 }
 
 impl<'c, 'a> Plan<'c, 'a> {
-    /// Nothing placed yet. The fleet is that of the hosts, and the policy has not started on it.
-    pub fn new(hosts: Vec<Host<'c>>, ask: &'a Ask<'a>, settings: &'a Settings, fleet: Fleet, mut policy: Box<dyn Policy + Send>) -> Self {
-        policy.start(&fleet);
-        policy.next_turn();
-        let shapes = ask.bundles().iter().map(|bundle| ask.asked_of(bundle).shape(&fleet)).collect();
-        let shut = shut(&hosts, ask);
-        Self { hosts, ask, settings, fleet, policy, shapes, keys: vec![Vec::new(); ask.bundles().len()], shut, taken: Vec::new() }
+    /// Nothing placed yet. The policy sits on the cell.
+    pub fn new(cell: &'c mut Cell, ask: &'a Ask<'a>, policy: Name, neighbours: &Neighbours<'_>) -> Self {
+        let shapes = ask.bundles().iter().map(|bundle| ask.asked_of(bundle).shape(cell.fleet())).collect();
+        let shut = shut(cell.hosts(), ask, neighbours);
+        let mut answers = Vec::<(Question, Answers)>::new();
+        let mut of_bundle = Vec::new();
+        for bundle in ask.bundles() {
+            let question = Question::new(policy, ask, bundle);
+            let known = answers.iter().position(|(asked, _)| *asked == question);
+            of_bundle.push(known.unwrap_or(answers.len()));
+            if known.is_none() {
+                let recalled = cell.recall(&question).filter(|_| shut.is_empty());
+                answers.push((question, recalled.unwrap_or_else(|| Answers::none(cell))));
+            }
+        }
+        Self { cell, ask, policy, shapes, answers, of_bundle, shut, taken: Vec::new() }
+    }
+
+    /// The cell as it is after those that are placed.
+    pub fn cell(&self) -> &Cell {
+        self.cell
+    }
+
+    /// Members placed so far.
+    pub fn taken(&self) -> &[Taken] {
+        &self.taken
+    }
+
+    /// What the hosts answer to a bundle, as the cell is now.
+    pub fn answers(&mut self, bundle: usize) -> &Answers {
+        let answers = &mut self.answers[self.of_bundle[bundle]].1;
+        answers.refresh(self.cell, self.ask, &self.ask.bundles()[bundle], &self.shapes[bundle], self.policy, &self.shut);
+        answers
+    }
+
+    /// What they have answered, as of the last time they were asked.
+    pub fn answered(&self, bundle: usize) -> &Answers {
+        &self.answers[self.of_bundle[bundle]].1
+    }
+
+    /// The bundle of this number.
+    pub fn bundle(&self, bundle: usize) -> &'a Bundle {
+        &self.ask.bundles()[bundle]
     }
 
     /// Places every member. Errors: the member that found no place; those before it stay placed, so that it can be seen why.
@@ -89,68 +125,33 @@ impl<'c, 'a> Plan<'c, 'a> {
             return self.place_in(&first, None);
         }
         let (member, bundle) = (first[0], self.ask.members[first[0]]);
-        self.ask_hosts(bundle);
         // Where no host could take it at all, the GPUs say why.
-        let fits = self.best(bundle, |_| true).is_some();
+        let fits = self.answers(bundle).best(|_| true).is_some();
         let reason = if groups.len() > GROUPS_MAX { Reason::BudgetExhausted } else { Reason::Topology };
         Err(Stuck { member, because: fits.then_some(reason) })
     }
 
-    /// What a host has for a member of a bundle.
-    pub fn look(&self, host: usize, bundle: &Bundle) -> Look {
-        if self.shut[host].is_some() {
-            return Look { open: 0, misfit: self.shut[host] };
-        }
-        let here = &self.hosts[host];
-        let offers = here.gpus.iter().take(GPUS_PER_HOST_MAX).map(|gpu| self.would_do(gpu, bundle));
-        let open = offers.enumerate().fold(0_u64, |open, (gpu, fits)| open | u64::from(fits) << gpu);
-        let short = |left: Option<i64>, asked: u64| left.is_some_and(|left| i64::try_from(asked).is_ok_and(|asked| asked > left.max(0)));
-        let (near, apart) = self.near(here, open, bundle);
-        let misfit = if short(here.cpu_milli, bundle.cpu_milli) {
-            Some(Reason::InsufficientCpu)
-        } else if short(here.memory_bytes, bundle.memory_bytes) {
-            Some(Reason::InsufficientHostMemory)
-        } else if open.count_ones() < bundle.count {
-            Some(Reason::TooFewDevices)
-        } else if apart {
-            Some(Reason::Topology)
-        } else {
-            None
-        };
-        Look { open: near, misfit }
-    }
-
-    /// Whether a GPU by itself would do for a member of a bundle.
-    pub fn would_do(&self, gpu: &Candidate<'_>, bundle: &Bundle) -> bool {
-        gpu.offer(self.ask, bundle, self.settings).is_ok()
-    }
-
-    /// Every GPU's reason why it was not for a member of this bundle, in the order of the cell; `None` = it could have been taken.
-    pub fn reasons(&self, bundle: &Bundle) -> Vec<Option<Reason>> {
-        let mut reasons = Vec::new();
-        for (number, host) in self.hosts.iter().enumerate() {
-            let misfit = self.look(number, bundle).misfit;
-            let of_gpu = |gpu: &Candidate<'_>| {
-                let own = gpu.offer(self.ask, bundle, self.settings).err();
-                own.into_iter().chain(self.shut[number]).min_by_key(|reason| reason.precedence()).or(misfit)
-            };
-            reasons
-                .extend(host.gpus.iter().enumerate().map(|(at, gpu)| if at < GPUS_PER_HOST_MAX { of_gpu(gpu) } else { Some(Reason::LimitReached) }));
-        }
-        reasons
-    }
-
-    /// The hosts on which a member of the bundle fits, best first, each with its key.
-    pub fn ranked(&mut self, bundle: usize) -> Vec<(usize, i64)> {
-        self.ask_hosts(bundle);
-        let mut ranked: Vec<(usize, i64)> = self.keys[bundle].iter().copied().enumerate().filter(|&(_, key)| key != NO_FIT).collect();
-        ranked.sort_by_key(|&(host, key)| (std::cmp::Reverse(key), host));
-        ranked
+    /// What a host's key is made of.
+    pub fn parts(&mut self, host: usize, bundle: usize) -> Option<ScoreParts> {
+        let open = self.answers(bundle).look(host).open;
+        self.cell.open(host, open);
+        let ((policy, fleet), shape) = (self.cell.seated(self.policy), &self.shapes[bundle]);
+        let host = fleet.host(host);
+        policy.parts(&host, shape, policy.bid(&host, shape).gpus)
     }
 
     /// How much one step of a key is, in millionths of the policy's unit.
     pub fn micro_per_key(&self) -> i64 {
-        self.policy.micro_per_key()
+        self.cell.seated(self.policy).0.micro_per_key()
+    }
+
+    /// Takes all members back and remembers what was answered.
+    pub fn end(mut self) {
+        self.take_back();
+        if self.shut.is_empty() {
+            self.answers.into_iter().for_each(|(question, answers)| self.cell.remember(question, answers));
+        }
+        self.cell.leave(self.policy);
     }
 
     /// The largest members first, of equals in their order.
@@ -162,10 +163,10 @@ impl<'c, 'a> Plan<'c, 'a> {
 
     /// The values of a domain under which the whole gang might fit, the tightest first.
     fn groups(&self, domain: Domain) -> Vec<String> {
-        let mut left = std::collections::BTreeMap::<&str, i64>::new();
-        for (number, host) in self.hosts.iter().enumerate().filter(|&(number, _)| self.shut[number].is_none()) {
+        let mut left = BTreeMap::<&str, i64>::new();
+        for (number, host) in self.cell.hosts().iter().enumerate().filter(|&(number, _)| self.shut.get(number).copied().flatten().is_none()) {
             if let Some(value) = host.domain(domain) {
-                *left.entry(value).or_default() += self.fleet.host(number).idle_milli;
+                *left.entry(value).or_default() += self.cell.fleet().host(number).idle_milli;
             }
         }
         let need = i64::try_from(self.ask.total_milli()).unwrap_or(i64::MAX);
@@ -179,107 +180,48 @@ impl<'c, 'a> Plan<'c, 'a> {
         let mut used = BTreeSet::<String>::new();
         for &member in order {
             let bundle = self.ask.members[member];
-            self.ask_hosts(bundle);
-            let within = |host: &Host<'_>| group.is_none_or(|(domain, value)| host.domain(domain) == Some(value.as_str()));
-            let fresh = |host: &Host<'_>| apart.as_ref().is_none_or(|apart| host.domain(apart.over).is_some_and(|value| !used.contains(value)));
-            let hosts = &self.hosts;
-            let best = self.best(bundle, |host| within(&hosts[host]) && fresh(&hosts[host])).or_else(|| match &apart {
-                Some(apart) if !apart.required => self.best(bundle, |host| within(&hosts[host])),
+            self.answers(bundle);
+            let (hosts, answers) = (self.cell.hosts(), &self.answers[self.of_bundle[bundle]].1);
+            let within = |host: usize| group.is_none_or(|(domain, value)| hosts[host].domain(domain) == Some(value.as_str()));
+            let fresh = |host: usize| apart.as_ref().is_none_or(|apart| hosts[host].domain(apart.over).is_some_and(|value| !used.contains(value)));
+            let best = answers.best(|host| within(host) && fresh(host)).or_else(|| match &apart {
+                Some(apart) if !apart.required => answers.best(within),
                 Some(_) | None => None,
             });
             let Some(host) = best else {
-                let fits_near = self.best(bundle, |host| within(&hosts[host])).is_some();
+                let fits_near = answers.best(within).is_some();
                 return Err(Stuck { member, because: fits_near.then_some(Reason::AntiAffinity) });
             };
             if let Some(apart) = &apart {
-                used.extend(self.hosts[host].domain(apart.over).map(str::to_owned));
+                used.extend(hosts[host].domain(apart.over).map(str::to_owned));
             }
             self.take(member, host);
         }
         Ok(())
     }
 
-    fn best(&self, bundle: usize, allowed: impl Fn(usize) -> bool) -> Option<usize> {
-        let fitting = self.keys[bundle].iter().enumerate().filter(|&(host, &key)| key != NO_FIT && allowed(host));
-        fitting.reduce(|best, host| if host.1 > best.1 { host } else { best }).map(|(host, _)| host)
-    }
-
-    /// Asks the hosts for their keys, where that was not done yet.
-    fn ask_hosts(&mut self, bundle: usize) {
-        if self.keys[bundle].is_empty() || !self.policy.bids_last() {
-            self.keys[bundle] = (0..self.hosts.len()).map(|host| self.key(host, bundle)).collect();
-        }
-    }
-
-    fn key(&mut self, host: usize, bundle: usize) -> i64 {
-        let Look { open, misfit } = self.look(host, &self.ask.bundles()[bundle]);
-        self.fleet.open(host, open);
-        if misfit.is_some() { NO_FIT } else { self.policy.bid(&self.fleet.host(host), &self.shapes[bundle]).key }
-    }
-
-    /// What a host's key is made of.
-    pub fn parts(&mut self, host: usize, bundle: usize) -> Option<ScoreParts> {
-        self.fleet.open(host, self.look(host, &self.ask.bundles()[bundle]).open);
-        let (view, shape) = (self.fleet.host(host), &self.shapes[bundle]);
-        self.policy.parts(&view, shape, self.policy.bid(&view, shape).gpus)
-    }
-
     fn take(&mut self, member: usize, host: usize) {
         let number = self.ask.members[member];
         let bundle = &self.ask.bundles()[number];
         let parts = self.parts(host, number);
-        let bid = self.policy.bid(&self.fleet.host(host), &self.shapes[number]);
-        let offer = |gpu: usize| self.hosts[host].gpus[gpu].offer(self.ask, bundle, self.settings).map_or(0, |offer| offer.vram_bytes);
-        let gpus: Vec<(usize, u64)> = (0..GPUS_PER_HOST_MAX).filter(|gpu| bid.gpus >> gpu & 1 == 1).map(|gpu| (gpu, offer(gpu))).collect();
-        self.hosts[host].take(bundle, &gpus);
-        self.change(host, |fleet, shape| fleet.place(Place { host, gpus: bid.gpus }, shape), number);
+        let (policy, fleet) = self.cell.seated(self.policy);
+        let bid = policy.bid(&fleet.host(host), &self.shapes[number]);
+        let gpus = &self.cell.hosts()[host].gpus;
+        let part = |gpu: usize| Part {
+            gpu,
+            vram_bytes: gpus[gpu].offer(self.ask, bundle, self.cell.settings()).map_or(0, |offer| offer.vram_bytes),
+            score_micro: gpus[gpu].score().micro(),
+        };
+        let gpus: Vec<Part> = (0..GPUS_PER_HOST_MAX).filter(|gpu| bid.gpus >> gpu & 1 == 1).map(part).collect();
+        self.cell.take(host, bundle, &self.shapes[number], &gpus);
         self.taken.push(Taken { member, host, gpus, key: bid.key, parts });
     }
 
     /// Takes all members back.
     fn take_back(&mut self) {
         while let Some(taken) = self.taken.pop() {
-            let (number, host) = (self.ask.members[taken.member], taken.host);
-            self.hosts[host].give_back(&self.ask.bundles()[number], &taken.gpus);
-            let gpus = taken.gpus.iter().fold(0, |set, &(gpu, _)| set | 1 << gpu);
-            self.change(host, |fleet, shape| fleet.release(Place { host, gpus }, shape), number);
-        }
-    }
-
-    /// Changes a host, and asks it again, and every host whose earlier key no longer holds.
-    fn change(&mut self, host: usize, change: impl FnOnce(&mut Fleet, &Shape), bundle: usize) {
-        self.policy.before_change(&self.fleet.host(host));
-        change(&mut self.fleet, &self.shapes[bundle]);
-        let void = self.policy.after_change(&self.fleet.host(host));
-        let stale: Vec<usize> = match void {
-            Models::NONE => vec![host],
-            models => (0..self.hosts.len()).filter(|&other| other == host || models.allow(self.fleet.host(other).model)).collect(),
-        };
-        for bundle in (0..self.keys.len()).filter(|&bundle| !self.keys[bundle].is_empty()).collect::<Vec<_>>() {
-            for &host in &stale {
-                self.keys[bundle][host] = self.key(host, bundle);
-            }
-        }
-    }
-
-    /// Of the GPUs that would do, those near enough to each other, and whether there must be some and are not.
-    fn near(&self, host: &Host<'_>, open: u64, bundle: &Bundle) -> (u64, bool) {
-        let Some(near) = self.ask.constraints().topology.as_ref().filter(|_| bundle.count > 1) else { return (open, false) };
-        let number = |gpu: &Candidate<'_>| match near.scope {
-            Locality::Nvlink => gpu.nvlink_domain,
-            Locality::Numa => gpu.numa_node.map(u32::from),
-            Locality::Host | Locality::Rack => Some(0),
-        };
-        let mut sets = std::collections::BTreeMap::<u32, u64>::new();
-        for (at, gpu) in host.gpus.iter().enumerate().take(GPUS_PER_HOST_MAX).filter(|(at, _)| open >> at & 1 == 1) {
-            if let Some(number) = number(gpu) {
-                *sets.entry(number).or_default() |= 1 << at;
-            }
-        }
-        let enough = sets.into_iter().filter(|(_, set)| set.count_ones() >= bundle.count);
-        match enough.min_by_key(|&(number, set)| (set.count_ones(), number)) {
-            Some((_, set)) => (set, false),
-            None => (open, near.required),
+            let number = self.ask.members[taken.member];
+            self.cell.give_back(taken.host, &self.ask.bundles()[number], &self.shapes[number], &taken.gpus);
         }
     }
 }
@@ -293,16 +235,19 @@ pub struct Stuck {
     pub because: Option<Reason>,
 }
 
-/// Which hosts nothing of the request may stand on: elsewhere than asked for, or too near to what it must avoid.
-fn shut(hosts: &[Host<'_>], ask: &Ask<'_>) -> Vec<Option<Reason>> {
+/// Which hosts nothing of the request may stand on: elsewhere than asked for, or too near to what it must avoid. Empty = there is none.
+fn shut(hosts: &[Host], ask: &Ask<'_>, neighbours: &Neighbours<'_>) -> Vec<Option<Reason>> {
     let constraints = ask.constraints();
+    if constraints.within.is_empty() && constraints.anti_affinity.is_none() {
+        return Vec::new();
+    }
     let mut avoided = BTreeSet::<&str>::new();
     if let Some(anti) = &constraints.anti_affinity {
-        let has_all = |labels: &std::collections::BTreeMap<String, String>| anti.labels.iter().all(|(name, value)| labels.get(name) == Some(value));
-        let near = hosts.iter().filter(|host| host.labels.iter().any(|labels| has_all(labels)));
-        avoided.extend(near.filter_map(|host| host.domain(anti.over)));
+        let has_all = |labels: &BTreeMap<String, String>| anti.labels.iter().all(|(name, value)| labels.get(name) == Some(value));
+        let lives = |host: &&Host| neighbours.get(&host.id).is_some_and(|leases| leases.iter().any(|labels| has_all(labels)));
+        avoided.extend(hosts.iter().filter(lives).filter_map(|host| host.domain(anti.over)));
     }
-    let of = |host: &Host<'_>| {
+    let of = |host: &Host| {
         if constraints.within.iter().any(|(&domain, value)| host.domain(domain) != Some(value.as_str())) {
             return Some(Reason::LabelMismatch);
         }

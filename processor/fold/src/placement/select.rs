@@ -10,33 +10,16 @@ use plimsoll_schemas::request::Bundle;
 
 use super::ask::Ask;
 use super::candidate::Candidate;
-use super::cell::Host;
-use super::plan::{Plan, Stuck, Taken};
-use super::policy::catalogue::{Name, Parts};
-use super::policy::fleet::Fleet;
-use super::policy::mix::Mix;
-use super::{Settings, balanced, reliability, score, why};
-use plimsoll_schemas::tables::Tables;
+use super::cell::{Cell, Chooser, Host};
+use super::plan::{Neighbours, Part, Plan, Stuck, Taken};
+use super::policy::catalogue::Name;
+use super::why::Refusals;
+use super::{Settings, balanced, reliability, score};
 
 /// Most hosts named as runners-up.
 pub const RUNNERS_UP_MAX: usize = 3;
-/// Seed of `random`: its turn is what makes its choices differ.
-const SEED: u64 = 0;
 /// As far below its heat limit as this, or further, a GPU is cool: 20 K in millikelvin.
 const COOL_MK: u64 = 20_000;
-
-/// What to choose with.
-#[derive(Debug, Clone, Copy)]
-pub struct Chooser<'a> {
-    /// The policy.
-    pub policy: Name,
-    /// What was asked for before.
-    pub mix: &'a Mix,
-    /// What was learned; absent = nothing.
-    pub tables: Option<&'a Tables>,
-    /// How many decisions were made before: the turn of `random`.
-    pub turn: u64,
-}
 
 /// One GPU that was chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,74 +92,84 @@ impl Choice {
     }
 }
 
-/// Chooses places for every member of a request, or for none. Of hosts and GPUs that are worth the same the lesser name and slot are taken; the
-/// order in which they come does not matter.
-pub fn choose(mut hosts: Vec<Host<'_>>, ask: &Ask<'_>, chooser: Chooser<'_>, settings: &Settings) -> Choice {
-    hosts.sort_by(|a, b| a.id.cmp(b.id));
-    hosts.iter_mut().for_each(|host| host.gpus.sort_by_key(|gpu| gpu.slot));
-    if hosts.iter().all(|host| host.gpus.is_empty()) {
+/// Chooses places for every member of a request, or for none. Of hosts and GPUs that are worth the same the lesser name and slot are taken.
+/// The cell is afterwards as it was before.
+pub fn choose(cell: &mut Cell, ask: &Ask<'_>, chooser: Chooser<'_>, neighbours: &Neighbours<'_>) -> Choice {
+    let hosts_considered = cell.with_gpus();
+    if hosts_considered == 0 {
         return Choice::rejected(Reason::NoDevices, "the cell has no GPU".to_owned());
     }
-    let mut plan = plan(hosts, ask, chooser, settings);
+    let (need, settings) = (&ask.bundles()[ask.members[0]], *cell.settings());
+    cell.seat(chooser, |host, gpu| telemetry_score(chooser.policy, host, gpu, need, &settings, neighbours));
+    let mut plan = Plan::new(cell, ask, chooser.policy, neighbours);
+    let choice = Choice { hosts_considered, ..carry_out(&mut plan, ask) };
+    plan.end();
+    choice
+}
+
+fn carry_out(plan: &mut Plan<'_, '_>, ask: &Ask<'_>) -> Choice {
     let first = ask.members[0];
-    let ranked = plan.ranked(first);
-    // One more than are named: the best of them may be the one that is taken.
-    let best: Vec<_> = ranked.iter().take(RUNNERS_UP_MAX + 1).map(|&(host, key)| (host, key, plan.parts(host, first))).collect();
-    let before = why::Refusals::of(&plan, &ask.bundles()[first], None);
-    let by_gpu_alone = |plan: &Plan<'_, '_>, taken: &Taken| plan.hosts[taken.host].is_by_gpu_alone(&ask.bundles()[ask.members[taken.member]]);
+    let answers = plan.answers(first);
+    let (hosts_feasible, best) = (answers.fitting().count() as u32, best_of(answers.fitting()));
+    let (refused, candidates) = (answers.refused().counts(), answers.refused().candidates());
+    let best: Vec<_> = best.into_iter().map(|(host, key)| (host, key, plan.parts(host, first))).collect();
     match plan.place_all() {
         Ok(()) => {
-            let mut taken = std::mem::take(&mut plan.taken);
+            let mut taken = plan.taken().to_vec();
             taken.sort_by_key(|taken| taken.member);
-            let micro = plan.micro_per_key();
+            let (micro, hosts) = (plan.micro_per_key(), plan.cell().hosts());
             let chosen = taken.first().map(|taken| taken.host);
             let others = best.iter().filter(|&&(host, ..)| Some(host) != chosen).take(RUNNERS_UP_MAX);
+            let by_gpu_alone = |taken: &Taken| hosts[taken.host].is_by_gpu_alone(&ask.bundles()[ask.members[taken.member]]);
             Choice {
                 outcome: Outcome::Placed,
-                picks: picks(&plan, ask, &taken),
-                hosts: taken.iter().map(|taken| (plan.hosts[taken.host].id.clone(), ask.members[taken.member])).collect(),
+                picks: picks(hosts, ask, &taken),
+                hosts: taken.iter().map(|taken| (hosts[taken.host].id.clone(), ask.members[taken.member])).collect(),
                 score_micro: Some(taken.iter().fold(0, |sum: i64, taken| sum.saturating_add(taken.key.saturating_mul(micro)))),
                 parts: sum(taken.iter().map(|taken| taken.parts)),
                 reason: None,
                 detail: None,
-                hosts_considered: before.hosts,
-                hosts_feasible: ranked.len() as u32,
-                refused: before.counts.clone(),
-                candidates: Some(before.candidates()),
+                hosts_considered: 0,
+                hosts_feasible,
+                refused,
+                candidates: Some(candidates),
                 nearest_miss: None,
                 runners_up: others
-                    .map(|&(host, key, parts)| RunnerUp { host: plan.hosts[host].id.clone(), score_micro: key.saturating_mul(micro), parts })
+                    .map(|&(host, key, parts)| RunnerUp { host: hosts[host].id.clone(), score_micro: key.saturating_mul(micro), parts })
                     .collect(),
-                by_gpu_alone: taken.iter().any(|taken| by_gpu_alone(&plan, taken)),
+                by_gpu_alone: taken.iter().any(by_gpu_alone),
             }
         }
         Err(Stuck { member, because }) => {
-            let bundle = &ask.bundles()[ask.members[member]];
-            let refusals = why::Refusals::of(&plan, bundle, because);
-            let why = why::why(&plan, ask, bundle, because, settings, &refusals);
+            let number = ask.members[member];
+            plan.answers(number);
+            let refusals = Refusals::of(plan, number, because);
+            let why = refusals.why(ask);
             Choice {
-                hosts_considered: refusals.hosts,
-                refused: refusals.counts.clone(),
+                refused: refusals.counts().clone(),
                 candidates: Some(refusals.candidates()),
-                nearest_miss: why::nearest_miss(&plan, bundle, &refusals),
+                nearest_miss: refusals.nearest_miss(),
                 ..Choice::rejected(why.reason, why.detail)
             }
         }
     }
 }
 
-/// A plan with nothing placed yet.
-fn plan<'c, 'a>(hosts: Vec<Host<'c>>, ask: &'a Ask<'a>, chooser: Chooser<'_>, settings: &'a Settings) -> Plan<'c, 'a> {
-    let need = &ask.bundles()[ask.members[0]];
-    let fleet = Fleet::standing(hosts.iter().map(|host| host.standing(|gpu| telemetry_score(chooser.policy, host, gpu, need, settings))));
-    let untaught = Tables::untaught(&[]);
-    let (requests, typical) = chooser.mix.of_fleet(&fleet);
-    let parts = Parts { typical: &typical, requests: &requests, tables: chooser.tables.unwrap_or(&untaught), seed: SEED, turn: chooser.turn };
-    Plan::new(hosts, ask, settings, fleet, chooser.policy.policy(parts))
+/// The greatest keys, of equals the first host: one more than are named, since the best of them may be the one that is taken.
+fn best_of(fitting: impl Iterator<Item = (usize, i64)>) -> Vec<(usize, i64)> {
+    let mut best = Vec::<(usize, i64)>::with_capacity(RUNNERS_UP_MAX + 2);
+    for (host, key) in fitting {
+        if best.len() <= RUNNERS_UP_MAX || best.last().is_some_and(|&(_, least)| key > least) {
+            let at = best.partition_point(|&(_, other)| other >= key);
+            best.insert(at, (host, key));
+            best.truncate(RUNNERS_UP_MAX + 1);
+        }
+    }
+    best
 }
 
 /// What telemetry says of a GPU to a policy that goes by it, millionths; 0 for the others.
-fn telemetry_score(policy: Name, host: &Host<'_>, gpu: &Candidate<'_>, need: &Bundle, settings: &Settings) -> u32 {
+fn telemetry_score(policy: Name, host: &Host, gpu: &Candidate, need: &Bundle, settings: &Settings, neighbours: &Neighbours<'_>) -> u32 {
     const MICRO_PER_PERCENT: u64 = score::MICRO / 100;
     let free_bytes = || gpu.free_vram_bytes(settings);
     let margin_mk = || gpu.temperature_mk.zip(gpu.slowdown_temperature_mk).map(|(now, limit)| limit.saturating_sub(now));
@@ -198,7 +191,7 @@ fn telemetry_score(policy: Name, host: &Host<'_>, gpu: &Candidate<'_>, need: &Bu
                 need_bytes: need.vram_bytes,
                 thermal_micro: margin_mk().map_or(0, |mk| mk.min(COOL_MK) * score::MICRO / COOL_MK),
                 util_micro: gpu.util_percent.unwrap_or(100).saturating_mul(MICRO_PER_PERCENT),
-                assigned: !host.labels.is_empty(),
+                assigned: neighbours.contains_key(&host.id),
             });
             (nano.unwrap_or_default() / 1_000) as u32
         }
@@ -215,18 +208,11 @@ fn telemetry_score(policy: Name, host: &Host<'_>, gpu: &Candidate<'_>, need: &Bu
     }
 }
 
-fn picks(plan: &Plan<'_, '_>, ask: &Ask<'_>, taken: &[Taken]) -> Vec<Pick> {
+fn picks(hosts: &[Host], ask: &Ask<'_>, taken: &[Taken]) -> Vec<Pick> {
     let of_member = |taken: &Taken| {
         let (member, milli) = (taken.member as u32, ask.bundles()[ask.members[taken.member]].milli);
-        let gpus = &plan.hosts[taken.host].gpus;
-        let pick = move |&(gpu, vram_bytes): &(usize, u64)| Pick {
-            number: gpus[gpu].number,
-            member,
-            milli,
-            vram_bytes,
-            // As it was before the request took its part.
-            score_micro: gpus[gpu].without(vram_bytes).score().micro(),
-        };
+        let gpus = &hosts[taken.host].gpus;
+        let pick = |part: &Part| Pick { number: gpus[part.gpu].number, member, milli, vram_bytes: part.vram_bytes, score_micro: part.score_micro };
         taken.gpus.iter().map(pick).collect::<Vec<_>>()
     };
     taken.iter().flat_map(of_member).collect()

@@ -129,6 +129,23 @@ impl Name {
         }
     }
 
+    /// Whether it goes by what telemetry says of GPUs.
+    pub const fn goes_by_telemetry(self) -> bool {
+        match self {
+            Self::Headroom | Self::Balanced | Self::Reliability => true,
+            Self::Random
+            | Self::FirstFit
+            | Self::BestFit
+            | Self::WorstFit
+            | Self::DotProduct
+            | Self::GpuPacking
+            | Self::GpuClustering
+            | Self::Fgd
+            | Self::Tw
+            | Self::Hybrid => false,
+        }
+    }
+
     /// The policy of this name, if there is one.
     pub fn from_code(code: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|name| name.code() == code)

@@ -1,5 +1,7 @@
 //! The hosts and what is left on them. A placement can be taken back exactly.
 
+use std::sync::Arc;
+
 use super::host::{CLASSES, Classes, Host, class};
 use super::shape::{Models, Shape};
 
@@ -31,15 +33,13 @@ pub struct HostSpec {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
     /// Its GPUs' model.
-    pub model: String,
+    pub model: Arc<str>,
     /// CPU left, thousandths of a core.
     pub cpu_milli: i64,
     /// Memory left, MiB.
     pub memory_mib: i64,
     /// Thousandths left on each GPU.
     pub gpus: Vec<i32>,
-    /// What telemetry says of each GPU, millionths.
-    pub scores: Vec<u32>,
     /// How many requests of each class live here.
     pub classes: Classes,
 }
@@ -139,21 +139,20 @@ impl Fleet {
     /// for the last one.
     pub fn standing(hosts: impl IntoIterator<Item = Standing>) -> Self {
         let hosts: Vec<Standing> = hosts.into_iter().collect();
-        let mut models: Vec<String> = hosts.iter().map(|host| host.model.clone()).collect();
+        let mut models: Vec<String> = hosts.iter().map(|host| host.model.to_string()).collect();
         models.sort_unstable();
         models.dedup();
         models.truncate(MODELS_MAX);
-        let (mut slots, mut left, mut scores) = (Vec::with_capacity(hosts.len()), Vec::new(), Vec::new());
+        let (mut slots, mut left) = (Vec::with_capacity(hosts.len()), Vec::new());
         for host in hosts {
             let first_gpu = left.len();
             left.extend(host.gpus.iter().take(GPUS_PER_HOST_MAX));
-            scores.extend(host.scores.iter().take(left.len() - first_gpu));
             slots.push(Slot {
-                model: models.binary_search(&host.model).unwrap_or(models.len() - 1) as u8,
+                model: number_of(&models, &host.model),
                 excluded: false,
                 cpu_milli: host.cpu_milli,
                 memory_mib: host.memory_mib,
-                idle_milli: left[first_gpu..].iter().map(|&left| i64::from(left)).sum(),
+                idle_milli: sum(&left[first_gpu..]),
                 first_gpu,
                 end_gpu: left.len(),
                 classes: host.classes,
@@ -161,7 +160,30 @@ impl Fleet {
             });
         }
         let idle_milli = slots.iter().map(|slot| slot.idle_milli).sum();
-        Self { models, slots, left, scores, idle_milli }
+        Self { models, slots, left, scores: Vec::new(), idle_milli }
+    }
+
+    /// Whether a host stands like this.
+    pub fn stands(&self, index: usize, host: &Standing) -> bool {
+        let here = self.host(index);
+        let gpus = &host.gpus[..host.gpus.len().min(GPUS_PER_HOST_MAX)];
+        (here.model, here.cpu_milli, here.memory_mib, here.gpus, here.classes)
+            == (number_of(&self.models, &host.model), host.cpu_milli, host.memory_mib, gpus, &host.classes)
+    }
+
+    /// Says how a host stands. It has the model and the number of GPUs that it had.
+    pub fn set(&mut self, index: usize, host: &Standing) {
+        let slot = &mut self.slots[index];
+        self.idle_milli -= slot.idle_milli;
+        let left = &mut self.left[slot.first_gpu..slot.end_gpu];
+        left.copy_from_slice(&host.gpus[..left.len()]);
+        (slot.cpu_milli, slot.memory_mib, slot.idle_milli, slot.classes) = (host.cpu_milli, host.memory_mib, sum(left), host.classes);
+        self.idle_milli += slot.idle_milli;
+    }
+
+    /// Says what telemetry says of each GPU of every host, millionths; of no host = nobody measures.
+    pub fn measure(&mut self, hosts: impl IntoIterator<Item = Vec<u32>>) {
+        self.scores = hosts.into_iter().flat_map(|scores| scores.into_iter().take(GPUS_PER_HOST_MAX)).collect();
     }
 
     /// Number of hosts.
@@ -258,4 +280,13 @@ impl Fleet {
             *count = if sign < 0 { count.saturating_add(1) } else { count.saturating_sub(1) };
         }
     }
+}
+
+fn sum(left: &[i32]) -> i64 {
+    left.iter().map(|&left| i64::from(left)).sum()
+}
+
+/// The number of a model; one beyond those that can be told apart is taken for the last.
+fn number_of(models: &[String], model: &str) -> u8 {
+    models.binary_search_by(|known| known.as_str().cmp(model)).unwrap_or(models.len() - 1) as u8
 }

@@ -5,6 +5,7 @@ use std::hash::Hasher;
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher24;
 
+use super::super::cell::Hashed;
 use super::fleet::Fleet;
 use super::shape::{Models, Shape};
 use super::typical::Typical;
@@ -13,6 +14,9 @@ use super::typical::Typical;
 pub const SHAPES_MAX: usize = 512;
 /// So many requests count; with one more every count is halved.
 pub const REQUESTS_MAX: u64 = 20_000;
+
+/// What policies see is taken over when more than one part in so many is new.
+const MORE_PART: u64 = 16;
 
 /// What was asked for, with models by name: it outlives every fleet.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -87,6 +91,41 @@ impl Mix {
     }
 }
 
+/// The mix as it grows, and as policies see it: what they see is taken over whenever a sixteenth more requests have come, so that what hosts
+/// have bid holds for more than one request.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settled {
+    growing: Mix,
+    settled: Mix,
+    /// Hash of what policies see.
+    hash: u64,
+    /// Requests that ever came, and had come when it was taken over.
+    noted: u64,
+    settled_at: u64,
+}
+
+impl Settled {
+    /// One more request.
+    pub fn note(&mut self, asked: Asked) {
+        self.growing.note(asked);
+        self.noted += 1;
+    }
+
+    /// Takes over what has come, if that is enough. Between the members of a gang nothing is taken over.
+    pub fn settle(&mut self) {
+        if self.noted - self.settled_at > self.settled_at.min(REQUESTS_MAX) / MORE_PART {
+            self.settled = self.growing.clone();
+            self.hash = self.settled.hash();
+            self.settled_at = self.noted;
+        }
+    }
+
+    /// What policies see.
+    pub fn seen(&self) -> Hashed<'_, Mix> {
+        Hashed { of: &self.settled, hash: self.hash }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +133,22 @@ mod tests {
 
     fn asked(milli: i32) -> Asked {
         Asked { cpu_milli: 0, memory_mib: 0, gpus: 1, milli, models: Vec::new() }
+    }
+
+    #[test]
+    fn what_policies_see_follows_at_once_while_there_is_little_and_later_in_steps() {
+        let mut mix = Settled::default();
+        let mut changes = Vec::new();
+        for number in 1..=1_000_u64 {
+            let before = mix.seen().hash;
+            mix.note(asked(number as i32 % 7));
+            mix.settle();
+            changes.extend((mix.seen().hash != before).then_some(number));
+        }
+        assert_eq!(&changes[..18], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20]);
+        assert!(changes.len() < 80 && changes.last().is_some_and(|&last| last > 930), "{changes:?}");
+        let read: Settled = postcard::from_bytes(&postcard::to_stdvec(&mix).expect("plain data")).expect("readable");
+        assert_eq!(read, mix);
     }
 
     #[test]
