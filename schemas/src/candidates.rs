@@ -40,16 +40,19 @@ pub struct Sets {
 impl Sets {
     /// Of every GPU's reason in the order of the GPUs; `None` = it could have been taken.
     pub fn of(reasons: impl IntoIterator<Item = Option<Reason>>) -> Self {
-        let mut sets = Self::default();
+        let (mut by_reason, mut gpus) = (BTreeMap::<Reason, Vec<u32>>::new(), 0);
         for reason in reasons {
-            sets.change(sets.gpus, None, reason);
+            if let Some(reason) = reason {
+                by_reason.entry(reason).or_default().push(gpus);
+            }
+            gpus += 1;
         }
-        sets
+        let set = |gpus: Vec<u32>| RoaringBitmap::from_sorted_iter(gpus).expect("counted upwards");
+        Self { gpus, sets: by_reason.into_iter().map(|(reason, gpus)| (reason, set(gpus))).collect() }
     }
 
-    /// The GPU of this number had one reason and has another now. One that was not known before comes behind all others.
+    /// The GPU of this number had one reason and has another now.
     pub fn change(&mut self, gpu: u32, before: Option<Reason>, now: Option<Reason>) {
-        self.gpus = self.gpus.max(gpu + 1);
         if let Some(set) = before.and_then(|reason| self.sets.get_mut(&reason)) {
             set.remove(gpu);
         }

@@ -53,6 +53,7 @@ impl State {
         if self.queue.woken || matches!(record.body, Body::Tick(_)) {
             self.try_waiting(&mut emit);
         }
+        self.keep_view();
         let counters = &self.meta.counters;
         self.meta.chain = emit.finish(&[counters.samples, counters.folded, counters.late, counters.rejected, counters.duplicate, self.meta.fence]);
     }

@@ -26,8 +26,8 @@ use crate::registry::{self, Device, Silence};
 
 /// So long after its grant a lease may not show in what telemetry says is in use, ns of live clock: whoever runs the job has to start it.
 const UNSEEN_NS: i64 = 60 * NS_PER_S;
-/// What has changed is looked at again at once.
-const AT_ONCE_NS: i64 = i64::MIN;
+/// A view that nobody has asked for so long is let go, ns of live clock: keeping it costs a little with every frame.
+const IDLE_NS: i64 = 60 * NS_PER_S;
 
 /// The cell as it was for the last decision.
 #[derive(Debug)]
@@ -41,6 +41,8 @@ pub(crate) struct View {
     /// What it was seen under.
     settings: Thresholds,
     enrol_all: bool,
+    /// Live clock when it was last asked for, ns.
+    asked_ns: i64,
 }
 
 impl State {
@@ -63,36 +65,57 @@ impl State {
 
     /// The cell as it is now.
     fn up_to_date(&mut self) -> View {
-        let (settings, enrol_all, live_ns) = (self.meta.settings, self.meta.enrol_all, self.clock.live_ns);
-        let mut changed = std::mem::take(&mut self.registry.touched_hosts);
-        for &host in &changed {
-            self.registry.hosts[host as usize].touched = false;
-        }
-        for device in std::mem::take(&mut self.registry.touched_devices) {
-            let device = &mut self.registry.devices[device as usize];
-            device.touched = false;
-            changed.push(device.facts.host);
-        }
-        let restated = std::mem::take(&mut self.registry.restated);
-        let known = self.view.take().filter(|view| view.settings == settings && view.enrol_all == enrol_all);
-        let holds = |view: &View| restated.iter().all(|&host| self.fits_in(view, host));
-        let mut view = known.filter(holds).unwrap_or_else(|| self.look_anew());
-        for host in restated {
-            let place = view.places[host as usize];
-            view.cell.update(place, |seen| *seen = self.host(host));
-            view.until_ns[place] = AT_ONCE_NS;
-        }
-        for host in changed {
-            view.until_ns[view.places[host as usize]] = AT_ONCE_NS;
-        }
+        self.keep_view();
+        let live_ns = self.clock.live_ns;
+        let mut view = self.view.take().unwrap_or_else(|| self.look_anew());
+        view.asked_ns = live_ns;
         for place in 0..view.numbers.len() {
             if view.until_ns[place] <= live_ns {
-                let until_ns = &mut view.until_ns[place];
-                view.cell.update(place, |seen| *until_ns = self.see(seen, view.numbers[place], &Assume::default()));
+                let host = view.numbers[place];
+                self.see_again(&mut view, host);
             }
         }
         debug_assert_eq!(view.cell.hosts(), self.look_anew().cell.hosts(), "what is kept is what is seen anew");
         view
+    }
+
+    /// Takes over into the view what a record has changed, while that is still in the processor's cache.
+    pub(crate) fn keep_view(&mut self) {
+        let Some(mut view) = self.view.take() else { return };
+        let mut hosts = std::mem::take(&mut self.registry.touched_hosts);
+        for &host in &hosts {
+            self.registry.hosts[host as usize].touched = false;
+        }
+        let mut devices = std::mem::take(&mut self.registry.touched_devices);
+        for &device in &devices {
+            let device = &mut self.registry.devices[device as usize];
+            device.touched = false;
+            if hosts.last() != Some(&device.facts.host) {
+                hosts.push(device.facts.host);
+            }
+        }
+        let restated = std::mem::take(&mut self.registry.restated);
+        let holds = (view.settings, view.enrol_all) == (self.meta.settings, self.meta.enrol_all)
+            && self.clock.live_ns - view.asked_ns < IDLE_NS
+            && restated.iter().all(|&host| self.fits_in(&view, host));
+        if !holds {
+            return;
+        }
+        for host in restated {
+            view.cell.update(view.places[host as usize], |seen| *seen = self.host(host));
+            hosts.push(host);
+        }
+        hosts.iter().for_each(|&host| self.see_again(&mut view, host));
+        self.view = Some(view);
+        hosts.clear();
+        devices.clear();
+        (self.registry.touched_hosts, self.registry.touched_devices) = (hosts, devices);
+    }
+
+    fn see_again(&self, view: &mut View, host: u32) {
+        let place = view.places[host as usize];
+        let until_ns = &mut view.until_ns[place];
+        view.cell.update(place, |seen| *until_ns = self.see(seen, host, &Assume::default()));
     }
 
     fn look_anew(&self) -> View {
@@ -107,7 +130,8 @@ impl State {
         };
         let hosts = numbers.iter().zip(&mut until_ns).map(seen).collect();
         let cell = Cell::new(hosts, self.placement_settings());
-        View { cell, numbers, until_ns, places, settings: self.meta.settings, enrol_all: self.meta.enrol_all }
+        let asked_ns = self.clock.live_ns;
+        View { cell, numbers, until_ns, places, settings: self.meta.settings, enrol_all: self.meta.enrol_all, asked_ns }
     }
 
     /// Whether a host that has said anew what it has can take its old place: policies see as many GPUs of the same model.

@@ -38,11 +38,17 @@ pub fn measure<T>(mut work: impl FnMut() -> T) -> Measured {
     while begin.elapsed() < MEASURED_FOR / 10 {
         std::hint::black_box(work());
     }
+    measure_after(|| (), |()| work())
+}
+
+/// Calls `work` for about a second, each time after something that is not timed.
+pub fn measure_after<P, T>(mut prepare: impl FnMut() -> P, mut work: impl FnMut(P) -> T) -> Measured {
     let begin = Instant::now();
     let mut took = Vec::new();
     while begin.elapsed() < MEASURED_FOR && took.len() < CALLS_MAX {
+        let prepared = prepare();
         let call = Instant::now();
-        std::hint::black_box(work());
+        std::hint::black_box(work(prepared));
         took.push(call.elapsed().as_nanos() as u64);
     }
     took.sort_unstable();

@@ -70,8 +70,8 @@ impl Answers {
     /// Nobody has been asked yet.
     pub fn none(cell: &Cell) -> Self {
         let (hosts, gpus) = (cell.hosts().len(), cell.hosts().iter().map(|host| host.gpus.len()).sum());
-        let refused = Sets::of(std::iter::repeat_n(None, gpus));
-        Self { looks: vec![Look::default(); hosts], keys: vec![NO_FIT; hosts], reasons: vec![None; gpus], refused, own: Vec::new(), seen: 0 }
+        let (looks, keys, reasons) = (vec![Look::default(); hosts], vec![NO_FIT; hosts], vec![None; gpus]);
+        Self { looks, keys, reasons, refused: Sets::default(), own: Vec::new(), seen: 0 }
     }
 
     /// Up to which change of the cell they are right.
@@ -124,6 +124,9 @@ impl Answers {
                 self.keys[host] = if self.looks[host].misfit.is_some() { NO_FIT } else { self.bid(cell, host, shape, policy) };
             }
         }
+        if self.seen == 0 {
+            self.refused = Sets::of(self.reasons.iter().copied());
+        }
         self.seen = cell.now();
     }
 
@@ -155,7 +158,8 @@ impl Answers {
             };
             let gpu = first + at as u32;
             let before = std::mem::replace(&mut self.reasons[gpu as usize], reason);
-            if before != reason {
+            // Where nobody had been asked the sets are made at the end.
+            if before != reason && self.seen > 0 {
                 self.refused.change(gpu, before, reason);
             }
         }

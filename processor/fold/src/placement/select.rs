@@ -111,10 +111,11 @@ fn carry_out(plan: &mut Plan<'_, '_>, ask: &Ask<'_>) -> Choice {
     let first = ask.members[0];
     let answers = plan.answers(first);
     let (hosts_feasible, best) = (answers.fitting().count() as u32, best_of(answers.fitting()));
-    let (refused, candidates) = (answers.refused().counts(), answers.refused().candidates());
+    let before = (hosts_feasible > 0).then(|| (answers.refused().counts(), answers.refused().candidates()));
     let best: Vec<_> = best.into_iter().map(|(host, key)| (host, key, plan.parts(host, first))).collect();
     match plan.place_all() {
         Ok(()) => {
+            let (refused, candidates) = before.map_or_else(Default::default, |(refused, candidates)| (refused, Some(candidates)));
             let mut taken = plan.taken().to_vec();
             taken.sort_by_key(|taken| taken.member);
             let (micro, hosts) = (plan.micro_per_key(), plan.cell().hosts());
@@ -132,7 +133,7 @@ fn carry_out(plan: &mut Plan<'_, '_>, ask: &Ask<'_>) -> Choice {
                 hosts_considered: 0,
                 hosts_feasible,
                 refused,
-                candidates: Some(candidates),
+                candidates,
                 nearest_miss: None,
                 runners_up: others
                     .map(|&(host, key, parts)| RunnerUp { host: hosts[host].id.clone(), score_micro: key.saturating_mul(micro), parts })

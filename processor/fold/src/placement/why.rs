@@ -73,11 +73,13 @@ impl<'p> Refusals<'p> {
         for (number, host) in self.cell.hosts().iter().enumerate() {
             let look = self.answers.look(number);
             let Some(misfit) = look.misfit else { continue };
-            let reason = if misfit == Reason::TooFewDevices { self.most_common(number).unwrap_or(misfit) } else { misfit };
             match &mut nearest {
                 Some(best) if look.passing.min(need) < best.gpus.min(need) => {}
                 Some(best) if look.passing.min(need) == best.gpus.min(need) => best.hosts += 1,
-                _ => nearest = Some(NearestMiss { host: host.id.clone(), gpus: look.passing, gpus_needed: need, reason, hosts: 1 }),
+                _ => {
+                    let reason = if misfit == Reason::TooFewDevices { self.most_common(number).unwrap_or(misfit) } else { misfit };
+                    nearest = Some(NearestMiss { host: host.id.clone(), gpus: look.passing, gpus_needed: need, reason, hosts: 1 });
+                }
             }
         }
         nearest
