@@ -26,6 +26,7 @@ pub mod scarcity;
 pub mod ahead;
 pub mod tw;
 pub mod hybrid;
+pub mod power;
 pub mod catalogue;
 pub mod learn;
 pub mod curve;
