@@ -49,6 +49,27 @@ fn every_policy_runs_on_lists_it_has_never_seen_and_gives_the_same_again() {
 }
 
 #[test]
+fn power_is_estimated_where_models_are_known_and_heeded_where_it_has_a_weight() {
+    let folder = tempfile::tempdir().expect("a folder");
+    lists(folder.path());
+    std::fs::write(folder.path().join("draws.csv"), "model,idle_mw,active_mw,host_mw\nG2,10000,20000,100000\n").expect("a file");
+    std::fs::write(folder.path().join("others.csv"), "model,idle_mw,active_mw,host_mw\nG3,1,2,3\n").expect("a file");
+    let power_kw = |more: &[&str]| {
+        let output = openb(folder.path(), &[&["--policies", "worst_fit", "--seeds", "1", "-o", "json"], more].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")["runs"][0]["power_kw"].as_f64()
+    };
+    for mode in [&[][..], &["--churn", "40"]] {
+        let with = |weight| power_kw(&[&["--power", "draws.csv", "--power-weight", weight], mode].concat()).expect("G2 is known");
+        let (off, on) = (with("0"), with("90"));
+        // 60 hosts of 4 GPUs draw 2.4 kW asleep and 10.8 kW awake.
+        assert!(2.4 < on && on < off && off < 10.8, "{mode:?}: {on} {off}");
+    }
+    assert!(power_kw(&[]).is_some());
+    assert_eq!(power_kw(&["--power", "others.csv"]), None);
+}
+
+#[test]
 fn what_is_wrong_with_a_list_or_a_flag_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     lists(folder.path());
@@ -60,6 +81,7 @@ fn what_is_wrong_with_a_list_or_a_flag_is_named() {
     check(&["--policies", "nonsense"], &["nonsense", "hybrid"]);
     check(&["--policies", "tw", "--seeds", "1..2", "--train-seeds", "2..6"], &["2", "--train-seeds"]);
     check(&["--arrivals", "none.bin"], &["none.bin"]);
+    check(&["--power", "nodes.csv"], &["nodes.csv:1", "idle_mw"]);
     std::fs::write(folder.path().join("pods.csv"), "name,cpu_milli,memory_mib,num_gpu,gpu_milli\na,1,1,1,x\n").expect("a file");
     check(&[], &["pods.csv", "2", "x"]);
 }

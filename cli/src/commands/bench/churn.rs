@@ -7,8 +7,11 @@ use std::collections::{BTreeMap, BinaryHeap};
 use plimsoll_fold::placement::policy::draw::Draw;
 use plimsoll_fold::placement::policy::fleet::Place;
 use plimsoll_fold::placement::policy::placer::Placer;
+use plimsoll_fold::placement::policy::power::Meter;
 use plimsoll_fold::placement::policy::shape::Shape;
 use plimsoll_fold::placement::policy::workload::Workload;
+
+use super::measure::MW_PER_KW;
 
 /// Mean stays that pass before anything is counted.
 const WARM_UP_STAYS: f64 = 4.0;
@@ -24,10 +27,12 @@ pub struct Lost {
     pub rejected_pct: f64,
     /// The same of requests for several GPUs.
     pub rejected_multi_pct: f64,
+    /// Estimated mean power, kW; absent where a model's is not known.
+    pub power_kw: Option<f64>,
 }
 
 /// Runs with this offered load, percent of the GPUs. Time is counted in mean gaps between arrivals.
-pub fn run(workload: &Workload, placer: &mut Placer, load_pct: f64, seed: u64) -> Lost {
+pub fn run(workload: &Workload, placer: &mut Placer, mut meter: Option<Meter>, load_pct: f64, seed: u64) -> Lost {
     let mut draw = Draw::new(seed);
     let milli: i64 = workload.shapes.iter().map(Shape::total_milli).sum();
     let capacity = placer.fleet().capacity_milli() as f64;
@@ -35,7 +40,8 @@ pub fn run(workload: &Workload, placer: &mut Placer, load_pct: f64, seed: u64) -
     let (counted_from, end) = (stay * WARM_UP_STAYS, stay * (WARM_UP_STAYS + COUNTED_STAYS));
     let mut leaving: BinaryHeap<Reverse<(u64, usize)>> = BinaryHeap::new();
     let mut living: BTreeMap<usize, (Place, usize)> = BTreeMap::new();
-    let (mut now, mut arrived, mut area) = (0.0, 0, 0.0);
+    let (mut now, mut arrived, mut area, mut energy) = (0.0, 0, 0.0, 0.0);
+    let draws = |meter: &Option<Meter>| meter.as_ref().map_or(0.0, |meter| meter.mw() as f64);
     let (mut all, mut multi) = (Demand::default(), Demand::default());
     while now < end {
         let next = now + exponential(&mut draw);
@@ -43,13 +49,18 @@ pub fn run(workload: &Workload, placer: &mut Placer, load_pct: f64, seed: u64) -
             && f64::from_bits(at) <= next
         {
             leaving.pop();
-            area += (f64::from_bits(at) - now.max(counted_from)).max(0.0) * (capacity - placer.fleet().idle_milli() as f64);
+            let waited = (f64::from_bits(at) - now.max(counted_from)).max(0.0);
+            area += waited * (capacity - placer.fleet().idle_milli() as f64);
+            energy += waited * draws(&meter);
             now = f64::from_bits(at);
             if let Some((place, pod)) = living.remove(&request) {
                 placer.release(place, &workload.shapes[pod]);
+                note(&mut meter, placer, place);
             }
         }
-        area += (next - now.max(counted_from)).max(0.0) * (capacity - placer.fleet().idle_milli() as f64);
+        let waited = (next - now.max(counted_from)).max(0.0);
+        area += waited * (capacity - placer.fleet().idle_milli() as f64);
+        energy += waited * draws(&meter);
         now = next;
         let pod = draw.below(workload.shapes.len() as u64) as usize;
         // Drawn even where the request is lost, so that every policy sees the same requests.
@@ -66,10 +77,22 @@ pub fn run(workload: &Workload, placer: &mut Placer, load_pct: f64, seed: u64) -
             // Times are not below zero, so their bits have their order.
             leaving.push(Reverse(((now + stays).to_bits(), arrived)));
             living.insert(arrived, (place, pod));
+            note(&mut meter, placer, place);
         }
         arrived += 1;
     }
-    Lost { allocated_pct: 100.0 * area / (now - counted_from) / capacity, rejected_pct: all.rejected_pct(), rejected_multi_pct: multi.rejected_pct() }
+    Lost {
+        allocated_pct: 100.0 * area / (now - counted_from) / capacity,
+        rejected_pct: all.rejected_pct(),
+        rejected_multi_pct: multi.rejected_pct(),
+        power_kw: meter.map(|_| energy / (now - counted_from) / MW_PER_KW),
+    }
+}
+
+fn note(meter: &mut Option<Meter>, placer: &Placer, place: Place) {
+    if let Some(meter) = meter {
+        meter.changed(&placer.fleet().host(place.host));
+    }
 }
 
 #[derive(Default)]

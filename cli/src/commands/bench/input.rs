@@ -6,6 +6,7 @@ use std::path::Path;
 use plimsoll_fold::placement::openb::arrivals::{self, Sizes};
 use plimsoll_fold::placement::openb::{self, trace};
 use plimsoll_fold::placement::policy::fleet::HostSpec;
+use plimsoll_fold::placement::policy::power::Powers;
 use plimsoll_fold::placement::policy::workload::{Sequence, Workload};
 
 use crate::error::Error;
@@ -17,11 +18,6 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// Hosts and pods. With `hosts`, there are that many hosts: those of the list again and again.
 pub fn workload(nodes: &Path, pods: &Path, hosts: Option<usize>) -> Result<Workload, Error> {
-    let wrong = |path: &Path, error: trace::Error| Error::Data {
-        place: format!("{}:{}", path.display(), error.line),
-        what: error.what,
-        hint: "correct the line, or leave it out",
-    };
     let mut specs = trace::nodes(&text(nodes)?).map_err(|error| wrong(nodes, error))?;
     let pods = trace::pods(&text(pods)?).map_err(|error| wrong(pods, error))?;
     if let Some(hosts) = hosts {
@@ -38,6 +34,11 @@ pub fn workload(nodes: &Path, pods: &Path, hosts: Option<usize>) -> Result<Workl
     })
 }
 
+/// What GPUs draw.
+pub fn powers(path: &Path) -> Result<Powers, Error> {
+    trace::powers(&text(path)?).map_err(|error| wrong(path, error))
+}
+
 /// The recorded sequences, of all seeds.
 pub fn sequences(path: &Path, workload: &Workload) -> Result<Vec<Sequence>, Error> {
     let sizes = Sizes { pods: workload.shapes.len(), hosts: workload.hosts() };
@@ -46,6 +47,10 @@ pub fn sequences(path: &Path, workload: &Workload) -> Result<Vec<Sequence>, Erro
         what: error.to_string(),
         hint: "name the sequences that were recorded for these node and pod lists",
     })
+}
+
+fn wrong(path: &Path, error: trace::Error) -> Error {
+    Error::Data { place: format!("{}:{}", path.display(), error.line), what: error.what, hint: "correct the line, or leave it out" }
 }
 
 /// A text file, packed with gzip or not.

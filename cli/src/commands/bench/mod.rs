@@ -3,6 +3,7 @@
 mod input;
 mod seeds;
 mod lessons;
+mod power;
 mod measure;
 mod churn;
 mod report;

@@ -6,9 +6,11 @@ use std::process::ExitCode;
 use clap::Args;
 use plimsoll_fold::placement::policy::catalogue::Name;
 use plimsoll_fold::placement::policy::placer::Placer;
+use plimsoll_fold::placement::policy::power::{self, Meter};
 use plimsoll_fold::placement::policy::workload::{Sequence, Workload};
 
 use super::lessons::{self, Lessons};
+use super::power::Power;
 use super::report::{Gave, Run};
 use super::seeds::Seeds;
 use super::{churn, input, measure, report};
@@ -48,6 +50,8 @@ pub struct Options {
     #[command(flatten)]
     lessons: lessons::Learning,
     #[command(flatten)]
+    power: Power,
+    #[command(flatten)]
     output: Flag,
 }
 
@@ -62,15 +66,17 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
     let sequences = sequences(options, &workload)?;
     let tested: Vec<u64> = sequences.iter().map(|sequence| sequence.seed).collect();
     let lessons = Lessons::learn(&options.lessons, &workload, &options.policies, &tested)?;
+    let powers = options.power.powers()?;
     let mut runs = Vec::new();
     for &policy in &options.policies {
         for sequence in &sequences {
             let seed = sequence.seed;
-            let made = workload.policy(policy, lessons.of(policy), seed);
+            let made = power::modified(workload.policy(policy, lessons.of(policy), seed), &powers, options.power.power_weight);
             let mut placer = Placer::new(workload.fleet(&sequence.ranks), made);
+            let meter = Meter::new(placer.fleet(), &powers);
             let gave = match options.churn.map(f64::from) {
-                Some(load) => Gave::Churned(load, churn::run(&workload, &mut placer, load, seed)),
-                None => Gave::Filled(measure::run(&workload, sequence, &mut placer, !options.uncached)),
+                Some(load) => Gave::Churned(load, churn::run(&workload, &mut placer, meter, load, seed)),
+                None => Gave::Filled(measure::run(&workload, sequence, &mut placer, meter, !options.uncached)),
             };
             runs.push(Run { policy, seed, gave });
         }

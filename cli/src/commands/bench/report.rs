@@ -60,12 +60,12 @@ fn run_json(run: &Run) -> Value {
             let marks: Map<String, Value> = MARKS.iter().map(|&mark| (mark.to_string(), json!(unallocated_pct(&measured.curve, mark)))).collect();
             json!({
                 "policy": run.policy.code(), "seed": run.seed, "unallocated_pct": marks, "decisions_per_s": measured.decisions_per_s.round(),
-                "p50_us": measured.p50_us, "p99_us": measured.p99_us,
+                "p50_us": measured.p50_us, "p99_us": measured.p99_us, "power_kw": measured.power_kw,
             })
         }
         Gave::Churned(load, lost) => json!({
             "policy": run.policy.code(), "seed": run.seed, "offered_pct": load, "allocated_pct": lost.allocated_pct,
-            "rejected_pct": lost.rejected_pct, "rejected_multi_pct": lost.rejected_multi_pct,
+            "rejected_pct": lost.rejected_pct, "rejected_multi_pct": lost.rejected_multi_pct, "power_kw": lost.power_kw,
         }),
     }
 }
@@ -80,15 +80,17 @@ fn numbers(run: &Run) -> Vec<(String, Option<f64>)> {
         Gave::Filled(measured) => {
             let marks = MARKS.iter().map(|&mark| (format!("unallocated_{mark}_pct"), unallocated_pct(&measured.curve, mark)));
             let speed = [("decisions_per_s", measured.decisions_per_s), ("p50_us", measured.p50_us), ("p99_us", measured.p99_us)];
-            marks.chain(speed.map(|(name, number)| (name.to_owned(), Some(number)))).collect()
+            let speed = speed.map(|(name, number)| (name.to_owned(), Some(number)));
+            marks.chain(speed).chain([("power_kw".to_owned(), measured.power_kw)]).collect()
         }
         Gave::Churned(load, lost) => [
-            ("offered_pct", *load),
-            ("allocated_pct", lost.allocated_pct),
-            ("rejected_pct", lost.rejected_pct),
-            ("rejected_multi_pct", lost.rejected_multi_pct),
+            ("offered_pct", Some(*load)),
+            ("allocated_pct", Some(lost.allocated_pct)),
+            ("rejected_pct", Some(lost.rejected_pct)),
+            ("rejected_multi_pct", Some(lost.rejected_multi_pct)),
+            ("power_kw", lost.power_kw),
         ]
-        .map(|(name, number)| (name.to_owned(), Some(number)))
+        .map(|(name, number)| (name.to_owned(), number))
         .to_vec(),
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod trace;
 pub mod arrivals;
+pub mod boards;
 
 use super::policy::fleet::{Error, Fleet, HostSpec};
 use super::policy::shape::Shape;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::placement::policy::fleet::{Fleet, HostSpec, MILLI};
+use crate::placement::policy::power::{Draws, Powers};
 use crate::placement::policy::shape::{Models, Shape};
 
 /// Largest number taken: 2^31 - 1.
@@ -81,6 +82,19 @@ pub fn pods(text: &str) -> Result<Vec<Pod>, Error> {
     Ok(pods)
 }
 
+/// What GPUs draw, by model (`model, idle_mw, active_mw, host_mw`), thousandths of a watt.
+pub fn powers(text: &str) -> Result<Powers, Error> {
+    let mut powers = Powers::new();
+    for row in rows(text, &["model", "idle_mw", "active_mw", "host_mw"])? {
+        let mw = |column: &str| row.number(column, NUMBER_MAX);
+        let draws = Draws { idle_mw: mw("idle_mw")?, active_mw: mw("active_mw")?, host_mw: mw("host_mw")? };
+        if powers.insert(row.text("model").to_owned(), draws).is_some() {
+            return Err(row.error(format!("model {} is there twice", row.text("model"))));
+        }
+    }
+    Ok(powers)
+}
+
 /// One line under its header.
 struct Row<'a> {
     line: usize,
@@ -148,6 +162,17 @@ mod tests {
         assert_eq!(seen, [("a", 0, 8, 1, "G2"), ("b", 1, 2, 3, "T4")]);
         let pods = pods("cpu_milli,memory_mib,num_gpu,gpu_milli\n4000,10,1,500\n").expect("valid");
         assert_eq!(pods, [Pod { cpu_milli: 4_000, memory_mib: 10, gpus: 1, milli: 500, models: String::new() }]);
+    }
+
+    #[test]
+    fn what_a_model_draws_is_said_once() {
+        let check = |text: &str, expected: Result<Draws, &str>| {
+            let given = powers(&format!("model,idle_mw,active_mw,host_mw\n{text}\n"));
+            assert_eq!(given.map(|powers| powers["T4"]).map_err(|error| error.to_string()), expected.map_err(str::to_owned), "{text}");
+        };
+        check("A10,1,2,3\nT4,10000,70000,0", Ok(Draws { idle_mw: 10_000, active_mw: 70_000, host_mw: 0 }));
+        check("T4,1,2,3\nT4,1,2,3", Err("line 3: model T4 is there twice"));
+        check("T4,1,x,3", Err("line 2: active_mw is \"x\", expected a whole number 0 to 2147483647"));
     }
 
     #[test]

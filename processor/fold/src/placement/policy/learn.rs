@@ -91,7 +91,8 @@ impl Learner {
     }
 
     /// Fills the fleet with this policy and notes what became of every GPU.
-    pub fn rehearse(&mut self, rehearsal: &Rehearsal, policy: Box<dyn Policy + Send>) {
+    pub fn rehearse(&mut self, rehearsal: &Rehearsal, mut policy: Box<dyn Policy + Send>) {
+        policy.rehearse();
         let mut placer = Placer::new(rehearsal.fleet.clone(), policy);
         let (mut draw, mut random) = (Draw::new(rehearsal.seed), Random::new(rehearsal.seed));
         let mut seen: Vec<(usize, usize)> = Vec::new();

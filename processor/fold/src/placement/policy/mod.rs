@@ -23,8 +23,10 @@ mod level;
 pub mod fgd;
 pub mod tables;
 pub mod scarcity;
+pub mod ahead;
 pub mod tw;
 pub mod hybrid;
+pub mod power;
 pub mod catalogue;
 pub mod learn;
 pub mod curve;
@@ -75,6 +77,9 @@ pub trait Policy {
     fn bids_last(&self) -> bool {
         true
     }
+
+    /// Called before the start of a rehearsal, in which nothing leaves.
+    fn rehearse(&mut self) {}
 
     /// Called once, with the fleet as it is.
     fn start(&mut self, _fleet: &Fleet) {}
