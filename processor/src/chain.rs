@@ -12,7 +12,7 @@ use plimsoll_schemas::out::Output;
 /// Publishes under way at once.
 const PUBLISHES_MAX: usize = 256;
 /// Comparisons under way at once.
-const READS_MAX: usize = 64;
+const READS_MAX: usize = 256;
 
 /// What to do next. Answers are given back with the number of their attempt; those of an attempt that was given up are ignored.
 #[derive(Debug, Clone, PartialEq)]

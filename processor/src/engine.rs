@@ -40,8 +40,8 @@ const COMMIT_RECORDS: u64 = 50_000;
 const COMMIT_ROWS: usize = 100_000;
 /// With this many rows not yet stored the log waits.
 const UNSTORED_ROWS_MAX: usize = 400_000;
-/// With this many outputs not yet given to the publisher the log waits.
-const OUTBOX_MAX: usize = 8_192;
+/// With this many outputs not yet given to the publisher the log waits: about 32 MiB, and what some 3,500 hosts say when they register.
+const OUTBOX_MAX: usize = 32_768;
 /// A seal is due after this many rows, so that it fits in memory.
 const SEAL_ROWS: u64 = 500_000;
 /// Outputs kept in the store behind the last one that stands in OUT.

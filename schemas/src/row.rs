@@ -251,6 +251,14 @@ pub struct Stats {
     pub last: Option<Last>,
 }
 
+impl Stats {
+    /// Puts the histograms in order: what is written or merged soon is so at less cost.
+    pub fn settle(&mut self) {
+        self.util_sketch.settle();
+        self.memory_sketch.settle();
+    }
+}
+
 /// The newest sample of a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Last {

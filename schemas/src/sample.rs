@@ -132,6 +132,7 @@ impl Sample {
     }
 
     /// Whether no field is known.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.columns.iter().all(|&wire| wire == 0)
     }

@@ -1,13 +1,18 @@
 //! A mergeable histogram of integers: log-linear, 6 mantissa bits. 0..=127 is exact (percent, degrees); above, a bin is at most
 //! 1/64 of its value wide, so its midpoint errs by at most 1/128. Merging is addition: commutative, associative, bit-exact.
 
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Serialize, Serializer};
 
 const MANTISSA_BITS: u32 = 6;
 /// Values below this have a bin of their own.
 pub const EXACT_BELOW: u64 = 1 << (MANTISSA_BITS + 1);
 /// Room for bins that a sketch begins with: as many as a window of 10 s has samples at 1 Hz.
 const BINS_FIRST: usize = 10;
+/// With more bins than this out of order they are put in order, so that a sketch takes little more room than it needs.
+const LOOSE_MAX: usize = 16;
 /// First byte of the binary form.
 const FORMAT: u8 = 1;
 
@@ -35,11 +40,73 @@ pub fn bin_bounds(bin: u16) -> (u64, u64) {
     (low, low + ((1u64 << shift) - 1))
 }
 
-/// Counts per bin, sparse and sorted by bin.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// A bin and its count in one number, which orders as bins do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+struct Counted(u64);
+
+impl Counted {
+    fn new(bin: u16, count: u32) -> Self {
+        Self(u64::from(bin) << 32 | u64::from(count))
+    }
+
+    fn bin(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+
+    fn count(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// The same bin, counted so often more.
+    fn more(self, count: u32) -> Self {
+        Self::new(self.bin(), self.count().saturating_add(count))
+    }
+}
+
+impl Serialize for Counted {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        (self.bin(), self.count()).serialize(to)
+    }
+}
+
+/// Counts per bin, sparse. What is added stands at the end until somebody asks for the bins in order: sorting a few at once is cheaper than
+/// finding the place of each.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(from = "Stored")]
 pub struct Sketch {
+    /// The first `sorted` of them rise; behind them a bin may stand anywhere, and again.
+    bins: Vec<Counted>,
+    sorted: usize,
+}
+
+/// A sketch as it is stored: its bins in rising order.
+#[derive(Deserialize)]
+#[serde(rename = "Sketch")]
+struct Stored {
     bins: Vec<(u16, u32)>,
 }
+
+impl From<Stored> for Sketch {
+    fn from(Stored { bins }: Stored) -> Self {
+        Self { sorted: bins.len(), bins: bins.into_iter().map(|(bin, count)| Counted::new(bin, count)).collect() }
+    }
+}
+
+impl Serialize for Sketch {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let mut sketch = to.serialize_struct("Sketch", 1)?;
+        sketch.serialize_field("bins", &*self.settled())?;
+        sketch.end()
+    }
+}
+
+impl PartialEq for Sketch {
+    fn eq(&self, other: &Self) -> bool {
+        self.settled() == other.settled()
+    }
+}
+
+impl Eq for Sketch {}
 
 /// The bytes are no sketch: what was wrong, and at which byte.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,43 +120,82 @@ pub struct SketchError {
 
 impl Sketch {
     /// Counts one value.
+    #[inline]
     pub fn add(&mut self, value: u64) {
-        self.add_bin(0, bin_of(value), 1);
+        let bin = bin_of(value);
+        match self.bins.last_mut() {
+            Some(last) if last.bin() == bin => *last = last.more(1),
+            Some(_) | None => self.push(bin),
+        }
     }
 
-    /// Adds to a bin that is none of the first `skip`; returns where it stands.
-    fn add_bin(&mut self, skip: usize, bin: u16, count: u32) -> usize {
-        match self.bins[skip..].binary_search_by_key(&bin, |&(b, _)| b) {
-            Ok(at) => {
-                let (_, counted) = &mut self.bins[skip + at];
-                *counted = counted.saturating_add(count);
-                skip + at
-            }
-            Err(at) => {
-                if self.bins.is_empty() {
-                    self.bins.reserve_exact(BINS_FIRST);
-                }
-                self.bins.insert(skip + at, (bin, count));
-                skip + at
-            }
+    fn push(&mut self, bin: u16) {
+        if self.bins.is_empty() {
+            self.bins.reserve_exact(BINS_FIRST);
         }
+        if self.sorted == self.bins.len() && self.bins.last().is_none_or(|last| last.bin() < bin) {
+            self.sorted += 1;
+        }
+        self.bins.push(Counted::new(bin, 1));
+        self.settle_if_many();
     }
 
     /// Adds another sketch to this one.
     pub fn merge(&mut self, other: &Sketch) {
-        if self.bins.is_empty() {
-            self.bins.clone_from(&other.bins);
-            return;
+        self.settle();
+        let others = other.settled();
+        let (mut own, mut theirs) = (self.bins.len(), others.len());
+        self.bins.resize(own + theirs, Counted::default());
+        let mut at = self.bins.len();
+        // From the back, so that nothing is overwritten before it was read. Without a branch on which bin is greater, since nobody could
+        // foretell it.
+        while own > 0 && theirs > 0 {
+            let (mine, their) = (self.bins[own - 1], others[theirs - 1]);
+            let (is_mine, is_their) = (mine.bin() >= their.bin(), their.bin() >= mine.bin());
+            at -= 1;
+            self.bins[at] = mine.max(their).more(if is_mine && is_their { mine.min(their).count() } else { 0 });
+            own -= usize::from(is_mine);
+            theirs -= usize::from(is_their);
         }
-        let mut skip = 0;
-        for &(bin, count) in &other.bins {
-            skip = self.add_bin(skip, bin, count) + 1;
+        // What is left of the own bins stands in its place; behind what is left there is a hole, as wide as bins were joined.
+        self.bins[own..own + theirs].copy_from_slice(&others[..theirs]);
+        self.bins.drain(own + theirs..at);
+        self.sorted = self.bins.len();
+    }
+
+    fn settle_if_many(&mut self) {
+        if self.bins.len() - self.sorted > LOOSE_MAX {
+            self.settle();
         }
+    }
+
+    /// Puts the bins in order. Nothing else about the sketch changes; reading one in order is cheaper.
+    pub fn settle(&mut self) {
+        if self.sorted < self.bins.len() {
+            self.bins.sort_unstable();
+            self.bins.dedup_by(|later, kept| {
+                let same = later.bin() == kept.bin();
+                if same {
+                    *kept = kept.more(later.count());
+                }
+                same
+            });
+            self.sorted = self.bins.len();
+        }
+    }
+
+    fn settled(&self) -> Cow<'_, [Counted]> {
+        if self.sorted == self.bins.len() {
+            return Cow::Borrowed(&self.bins);
+        }
+        let mut settled = self.clone();
+        settled.settle();
+        Cow::Owned(settled.bins)
     }
 
     /// How many values were counted.
     pub fn count(&self) -> u64 {
-        self.bins.iter().map(|&(_, count)| u64::from(count)).sum()
+        self.bins.iter().map(|bin| u64::from(bin.count())).sum()
     }
 
     /// Whether nothing was counted.
@@ -98,8 +204,18 @@ impl Sketch {
     }
 
     /// The bins in rising order: (bin, count).
-    pub fn bins(&self) -> &[(u16, u32)] {
-        &self.bins
+    pub fn bins(&self) -> Vec<(u16, u32)> {
+        self.settled().iter().map(|bin| (bin.bin(), bin.count())).collect()
+    }
+
+    /// The bin held first, whichever that is.
+    pub fn held_first(&self) -> Option<u16> {
+        self.bins.first().map(|first| first.bin())
+    }
+
+    /// Room it takes beside itself, bytes.
+    pub fn held_bytes(&self) -> usize {
+        size_of_val(&*self.bins)
     }
 
     /// The value at rank ceil(q × count), q in 0..=1, as the midpoint of its bin; absent if nothing was counted.
@@ -110,10 +226,10 @@ impl Sketch {
         }
         let rank = ((q * count as f64).ceil() as u64).clamp(1, count);
         let mut seen = 0;
-        for &(bin, n) in &self.bins {
-            seen += u64::from(n);
+        for bin in &*self.settled() {
+            seen += u64::from(bin.count());
             if seen >= rank {
-                let (low, high) = bin_bounds(bin);
+                let (low, high) = bin_bounds(bin.bin());
                 return Some(low as f64 + (high - low) as f64 / 2.0);
             }
         }
@@ -124,19 +240,20 @@ impl Sketch {
     pub fn fraction_below(&self, value: u64) -> Option<f64> {
         let count = self.count();
         let limit = bin_of(value);
-        let below: u64 = self.bins.iter().take_while(|&&(bin, _)| bin < limit).map(|&(_, n)| u64::from(n)).sum();
+        let below: u64 = self.bins.iter().filter(|bin| bin.bin() < limit).map(|bin| u64::from(bin.count())).sum();
         (count > 0).then(|| below as f64 / count as f64)
     }
 
     /// The binary form: format 1, then per bin the distance to the previous bin and the count, as varints.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(1 + self.bins.len() * 3);
+        let bins = self.settled();
+        let mut bytes = Vec::with_capacity(1 + bins.len() * 3);
         bytes.push(FORMAT);
         let mut previous = 0;
-        for &(bin, count) in &self.bins {
-            put_varint(&mut bytes, u32::from(bin - previous));
-            put_varint(&mut bytes, count);
-            previous = bin;
+        for bin in &*bins {
+            put_varint(&mut bytes, u32::from(bin.bin() - previous));
+            put_varint(&mut bytes, bin.count());
+            previous = bin.bin();
         }
         bytes
     }
@@ -160,9 +277,9 @@ impl Sketch {
             if count == 0 {
                 return Err(error("empty bin", at));
             }
-            bins.push((bin as u16, count));
+            bins.push(Counted::new(bin as u16, count));
         }
-        Ok(Self { bins })
+        Ok(Self { sorted: bins.len(), bins })
     }
 }
 
@@ -222,6 +339,25 @@ mod tests {
             b.merge(&sketch(&left));
             prop_assert_eq!(&a, &both);
             prop_assert_eq!(a.to_bytes(), b.to_bytes());
+            prop_assert_eq!(a.count(), (left.len() + right.len()) as u64);
+        }
+
+        #[test]
+        fn a_sketch_says_the_same_before_and_after_its_bins_are_put_in_order(values in proptest::collection::vec(0u64..300, 0..200), limit in 0u64..300) {
+            let loose = values.iter().fold(Sketch::default(), |mut s, &v| { s.add(v); s });
+            let mut settled = loose.clone();
+            settled.settle();
+            let mut counts = std::collections::BTreeMap::<u16, u32>::new();
+            values.iter().for_each(|&value| *counts.entry(bin_of(value)).or_default() += 1);
+            let counts: Vec<_> = counts.into_iter().collect();
+            for sketch in [&loose, &settled] {
+                prop_assert_eq!(sketch.bins(), counts.clone());
+                prop_assert_eq!(sketch.to_bytes(), settled.to_bytes());
+                prop_assert_eq!(serde_json::to_string(sketch).expect("plain data"), serde_json::json!({ "bins": counts }).to_string());
+                prop_assert_eq!(sketch.count(), values.len() as u64);
+                prop_assert_eq!(sketch.quantile(0.5), settled.quantile(0.5));
+                prop_assert_eq!(sketch.fraction_below(limit), settled.fraction_below(limit));
+            }
         }
 
         #[test]

@@ -6,21 +6,21 @@
 pub(crate) mod rules;
 pub(crate) mod signal;
 pub(crate) mod watch;
-
-use std::collections::{BTreeMap, BTreeSet};
+pub(crate) mod watched;
 
 use plimsoll_schemas::alert::{Basis, Rule, Scope, Signal};
 use plimsoll_schemas::out::{AlertChanged, AlertState, Payload};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::row::{AlertRow, Row};
 use plimsoll_schemas::subject::OutSubject;
-use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_S};
+use plimsoll_schemas::time::{EventTime, NS_PER_S};
 use serde::{Deserialize, Serialize};
 
 use crate::State;
 use crate::alerts::rules::Rules;
 use crate::alerts::signal::{CellNow, Counted};
 use crate::alerts::watch::{Moved, Span, Watch};
+use crate::alerts::watched::{All, Watched};
 use crate::clock::floor;
 use crate::emit::Emit;
 use crate::refuse::Refusal;
@@ -54,44 +54,29 @@ impl Subject {
     }
 }
 
-/// A rule on a subject that is not simply quiet.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Watched {
-    pub watch: Watch,
-    /// The value that last moved it.
-    value: i64,
-    /// Since when the limit is passed, as people read it.
-    began_at: EventTime,
-    /// The life of the alert that fires: its id and when it fired.
-    life: Option<(String, LogTime)>,
-}
-
 /// The rules and everything that is watched.
 #[derive(Debug, Clone)]
 pub(crate) struct Alerts {
     pub rules: Rules,
     pub rules_dirty: bool,
-    /// By subject and number of the rule.
-    pub watched: BTreeMap<(Subject, u32), Watched>,
-    /// Changed or gone since the last commit.
-    pub dirty: BTreeSet<(Subject, u32)>,
+    pub watched: All,
+    /// Changed or gone since the last commit, some more than once.
+    pub dirty: Vec<(Subject, u32)>,
     /// What the cell's counters stood at when its signals last got a value.
     pub counted: Counted,
+    /// Room for what the rules that are looked at say.
+    seen: Vec<(u32, Option<i64>)>,
 }
 
 impl Alerts {
     /// The shipped rules, nothing watched.
     pub fn new() -> Self {
-        Self { rules: Rules::shipped(), rules_dirty: true, watched: BTreeMap::new(), dirty: BTreeSet::new(), counted: Counted::default() }
+        Self { rules: Rules::shipped(), rules_dirty: true, watched: All::default(), dirty: Vec::new(), counted: Counted::default(), seen: Vec::new() }
     }
 
     /// How many are firing.
     pub fn firing(&self) -> u64 {
-        self.watched.values().filter(|watched| watched.watch.firing).count() as u64
-    }
-
-    fn on(&self, subject: Subject) -> impl Iterator<Item = u32> {
-        self.watched.range((subject, 0)..=(subject, u32::MAX)).map(|(&(_, rule), _)| rule)
+        self.watched.iter().filter(|(_, watched)| watched.watch.firing).count() as u64
     }
 }
 
@@ -118,7 +103,7 @@ impl State {
 
     /// A GPU left: whatever was watched on it is over.
     pub(crate) fn alert_gone(&mut self, number: u32, emit: &mut Emit<'_>) {
-        let rules: Vec<u32> = self.alerts.on(Subject::Gpu(number)).collect();
+        let rules: Vec<u32> = self.alerts.watched.on(Subject::Gpu(number)).iter().map(|&(rule, _)| rule).collect();
         for rule in rules {
             self.end_watch((Subject::Gpu(number), rule), "retired", emit);
         }
@@ -143,17 +128,17 @@ impl State {
 
     /// When something about a watched rule is due, live clock in ns.
     pub(crate) fn alert_deadline(&self, subject: Subject, rule: u32) -> Option<i64> {
-        self.alerts.watched.get(&(subject, rule))?.watch.deadline(self.alerts.rules.get(rule)?)
+        self.alerts.watched.get((subject, rule))?.watch.deadline(self.alerts.rules.get(rule)?)
     }
 
     /// What was due is: a state has lasted long enough, or a cool-down is over.
     pub(crate) fn alert_due(&mut self, subject: Subject, rule: u32, emit: &mut Emit<'_>) {
         let waits = self.alerts.rules.get(rule).is_some_and(|rule| rule.signal.basis() == Basis::State);
-        if let Some(watched) = self.alerts.watched.get_mut(&(subject, rule)) {
+        if let Some(watched) = self.alerts.watched.get_mut((subject, rule)) {
             watched.watch.cooled();
-            self.alerts.dirty.insert((subject, rule));
+            self.alerts.dirty.push((subject, rule));
             if watched.watch.is_quiet() {
-                self.alerts.watched.remove(&(subject, rule));
+                self.alerts.watched.remove((subject, rule));
                 return;
             }
         }
@@ -166,27 +151,28 @@ impl State {
 
     /// Looks at everything with the rules of one basis on one subject.
     fn watch(&mut self, subject: Subject, basis: Basis, span: Span, value: impl Fn(&State, Signal) -> Option<i64>, emit: &mut Emit<'_>) {
-        let known: Vec<u32> = self.alerts.on(subject).collect();
-        let mut seen: Vec<(u32, Option<i64>)> = Vec::new();
+        let mut seen = std::mem::take(&mut self.alerts.seen);
+        let known = self.alerts.watched.on(subject);
         for (number, rule) in self.alerts.rules.iter() {
             if rule.signal.basis() == basis && rule.signal.scope() == subject.scope() {
                 let value = value(self, rule.signal);
                 // A quiet rule that stays quiet leaves no trace.
-                if value.is_some_and(|value| rule.fires_at(value)) || known.contains(&number) {
+                if value.is_some_and(|value| rule.fires_at(value)) || known.iter().any(|&(known, _)| known == number) {
                     seen.push((number, value));
                 }
             }
         }
-        for (rule, value) in seen {
+        for (rule, value) in seen.drain(..) {
             self.observe((subject, rule), span, value, emit);
         }
+        self.alerts.seen = seen;
     }
 
     fn observe(&mut self, key: (Subject, u32), span: Span, value: Option<i64>, emit: &mut Emit<'_>) {
         let live_ns = self.clock.live_ns;
         let Alerts { rules, watched, dirty, .. } = &mut self.alerts;
         let Some(rule) = rules.get(key.1) else { return };
-        if !watched.contains_key(&key) {
+        if watched.get(key).is_none() {
             if !value.is_some_and(|value| rule.fires_at(value)) {
                 return;
             }
@@ -194,8 +180,9 @@ impl State {
                 let detail = format!("{WATCHED_MAX} alerts are pending, firing or cooling down: {} is not watched", rule.name);
                 return self.refuse(None, None, "alerts", Refusal::new(Reason::LimitReached, detail), emit);
             }
+            watched.insert(key, Watched { watch: Watch::default(), value: 0, began_at: EventTime(0), life: None });
         }
-        let state = watched.entry(key).or_insert_with(|| Watched { watch: Watch::default(), value: 0, began_at: EventTime(0), life: None });
+        let Some(state) = watched.get_mut(key) else { return };
         let before = state.watch;
         let moved = state.watch.observe(rule, span, value, live_ns);
         if moved != Moved::Not {
@@ -209,7 +196,7 @@ impl State {
         if state.watch == before {
             return;
         }
-        dirty.insert(key);
+        dirty.push(key);
         let deadline = state.watch.deadline(rule);
         let quiet = state.watch.is_quiet();
         match moved {
@@ -224,28 +211,28 @@ impl State {
             self.timers.set(at_ns, Timer::Alert(key.0, key.1));
         }
         if quiet {
-            self.alerts.watched.remove(&key);
+            self.alerts.watched.remove(key);
         }
     }
 
     /// Ends a watch for another reason than its signal.
     fn end_watch(&mut self, key: (Subject, u32), cause: &str, emit: &mut Emit<'_>) {
         self.end_life(key, cause, emit);
-        self.alerts.watched.remove(&key);
-        self.alerts.dirty.insert(key);
+        self.alerts.watched.remove(key);
+        self.alerts.dirty.push(key);
     }
 
     /// Says that an alert is over, if one fires.
     fn end_life(&mut self, key: (Subject, u32), cause: &str, emit: &mut Emit<'_>) {
         self.say_alert(key, AlertState::Resolved, cause, emit);
-        if let Some(watched) = self.alerts.watched.get_mut(&key) {
+        if let Some(watched) = self.alerts.watched.get_mut(key) {
             watched.life = None;
         }
     }
 
     /// Ends everything that is watched under a rule.
     pub(crate) fn end_rule(&mut self, rule: u32, cause: &str, emit: &mut Emit<'_>) {
-        let keys: Vec<(Subject, u32)> = self.alerts.watched.keys().filter(|key| key.1 == rule).copied().collect();
+        let keys: Vec<(Subject, u32)> = self.alerts.watched.keys().filter(|key| key.1 == rule).collect();
         for key in keys {
             self.end_watch(key, cause, emit);
         }
@@ -280,7 +267,7 @@ impl State {
 
     /// A row and an event about an alert that has a life.
     fn say_alert(&self, (subject, number): (Subject, u32), state: AlertState, cause: &str, emit: &mut Emit<'_>) {
-        let (Some(rule), Some(watched)) = (self.alerts.rules.get(number), self.alerts.watched.get(&(subject, number))) else { return };
+        let (Some(rule), Some(watched)) = (self.alerts.rules.get(number), self.alerts.watched.get((subject, number))) else { return };
         let Some((alert_id, fired_at)) = &watched.life else { return };
         let (host, gpu) = match subject {
             Subject::Cell => (None, None),

@@ -93,6 +93,7 @@ impl State {
         let (start_ms, end_ms) = (pane.start_ns / NS_PER_MS, until_ns.clamp(pane.start_ns, pane.start_ns + PANE_NS) / NS_PER_MS);
         pane.expected = expected(start_ms.max(facts.registered_at.millis()).min(end_ms), end_ms, interval_ms);
         pane.state.allocated_idle_ms = pane.state.allocated_idle_ms.min(pane.state.allocated_ms);
+        pane.stats.settle();
         self.forget_pane(number, Tier::TenSeconds, &pane);
         let device = self.registry.device_mut(number);
         device.pulse.load = Some(DeviceLoad::of(&pane, &device.facts));
@@ -107,7 +108,8 @@ impl State {
     fn flush_coarser(&mut self, number: u32, until_ns: i64, emit: &mut Emit<'_>) {
         let ended = |pane: &Pane, tier: Tier| pane.start_ns + tier.seconds() * NS_PER_S <= until_ns;
         let device = self.registry.device_mut(number);
-        if let Some(minute) = device.minute.take_if(|pane| ended(pane, Tier::Minute)) {
+        if let Some(mut minute) = device.minute.take_if(|pane| ended(pane, Tier::Minute)) {
+            minute.stats.settle();
             let hour_ns = floor(minute.start_ns, Tier::Hour.seconds() * NS_PER_S);
             // The hour of an earlier minute may have ended long before this one.
             if let Some(hour) = device.hour.take_if(|hour| hour.start_ns != hour_ns) {
@@ -141,7 +143,8 @@ impl State {
     }
 
     /// A closed pane as a row.
-    pub(crate) fn window_row(&self, number: u32, pane: Pane, part: u32) -> WindowRow {
+    pub(crate) fn window_row(&self, number: u32, mut pane: Pane, part: u32) -> WindowRow {
+        pane.stats.settle();
         let facts = &self.registry.devices[number as usize].facts;
         let host = &self.registry.hosts[facts.host as usize];
         let (tenant, lease_id) = pane.top_holder().map(|holder| (holder.tenant.clone(), holder.lease_id.clone())).unzip();

@@ -23,13 +23,13 @@ use serde::de::DeserializeOwned;
 use siphasher::sip::SipHasher24;
 use std::hash::Hasher;
 
-use crate::State;
 use crate::alerts::Subject;
 use crate::ranges::{Entry as RangesEntry, Ranges};
 use crate::registry::{Device, Facts, Host, LatePane, Pulse};
 use crate::timers::Timer;
 use crate::waiting::{Turn, Waiting, turn};
 use crate::window::Pane;
+use crate::{State, encode};
 
 /// Version of everything that is stored: the shape of state entries, rows and outputs. It grows with every change of shape; a store of
 /// an older format is set aside and rebuilt, one of a newer format is refused. What the fold *does* has a version of its own,
@@ -126,14 +126,18 @@ pub struct RestoreError {
 /// What of a window an entry of [`StateTable::Panes`] holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-enum Kind {
+pub(crate) enum Kind {
     Open = 1,
     Late = 2,
     Parts = 3,
 }
 
 fn pane_key(device: u32, kind: Kind, tier: Tier, start_ns: i64) -> Vec<u8> {
-    [&device.to_be_bytes()[..], &[kind as u8, tier as u8], &start_ns.to_be_bytes()].concat()
+    let mut key = [0; 14];
+    key[..4].copy_from_slice(&device.to_be_bytes());
+    (key[4], key[5]) = (kind as u8, tier as u8);
+    key[6..].copy_from_slice(&start_ns.to_be_bytes());
+    key.to_vec()
 }
 
 /// Entries being written. Values are written into one buffer and copied out, so that each is allocated once, in its size.
@@ -147,7 +151,7 @@ impl Writer {
     fn put<T: Serialize>(&mut self, table: StateTable, key: Vec<u8>, value: &T) {
         self.buffer.clear();
         self.buffer.push(VERSION);
-        self.buffer = postcard::to_extend(value, std::mem::take(&mut self.buffer)).expect("state is plain data that postcard can write");
+        self.buffer = encode::append(value, std::mem::take(&mut self.buffer));
         self.entries.push(Entry { table, key, value: Some(self.buffer.as_slice().to_vec()) });
     }
 
@@ -249,8 +253,8 @@ impl State {
         if std::mem::take(&mut self.alerts.rules_dirty) {
             writer.put(StateTable::Alerts, b"rules".to_vec(), &self.alerts.rules);
         }
-        for (subject, rule) in std::mem::take(&mut self.alerts.dirty) {
-            writer.put_or_delete(StateTable::Alerts, watched_key(subject, rule), self.alerts.watched.get(&(subject, rule)));
+        for (subject, rule) in sorted(std::mem::take(&mut self.alerts.dirty)) {
+            writer.put_or_delete(StateTable::Alerts, watched_key(subject, rule), self.alerts.watched.get((subject, rule)));
         }
         for tenant in std::mem::take(&mut self.paces.dirty) {
             writer.put_or_delete(StateTable::Paces, scope_name(tenant.as_ref()).into_bytes(), self.paces.by_tenant.get(&tenant));
@@ -274,11 +278,11 @@ impl State {
     }
 
     fn take_devices(&mut self, writer: &mut Writer) {
-        let mut closed = std::mem::take(&mut self.closed_panes);
         for number in sorted(std::mem::take(&mut self.registry.dirty_devices)) {
             let device = &mut self.registry.devices[number as usize];
             device.listed = false;
-            let key = |part: u8| [&number.to_be_bytes()[..], &[part]].concat();
+            let [a, b, c, d] = number.to_be_bytes();
+            let key = |part: u8| vec![a, b, c, d, part];
             if std::mem::take(&mut device.facts_dirty) {
                 writer.put(StateTable::Devices, key(0), &device.facts);
             }
@@ -289,18 +293,20 @@ impl State {
             let coarse = device.minute.iter_mut().map(|pane| (Tier::Minute, pane)).chain(device.hour.iter_mut().map(|pane| (Tier::Hour, pane)));
             for (tier, pane) in open.chain(coarse).filter(|(_, pane)| pane.dirty) {
                 (pane.dirty, pane.stored) = (false, true);
-                let key = pane_key(number, Kind::Open, tier, pane.start_ns);
-                closed.remove(&key);
-                writer.put(StateTable::Panes, key, pane);
+                device.gone.retain(|gone| *gone != (Kind::Open, tier, pane.start_ns));
+                pane.stats.settle();
+                writer.put(StateTable::Panes, pane_key(number, Kind::Open, tier, pane.start_ns), pane);
             }
             for (&(tier, start_ns), late) in device.late.iter_mut().filter(|(_, late)| late.pane.dirty) {
                 (late.pane.dirty, late.pane.stored) = (false, true);
-                let key = pane_key(number, Kind::Late, tier, start_ns);
-                closed.remove(&key);
-                writer.put(StateTable::Panes, key, late);
+                device.gone.retain(|gone| *gone != (Kind::Late, tier, start_ns));
+                late.pane.stats.settle();
+                writer.put(StateTable::Panes, pane_key(number, Kind::Late, tier, start_ns), late);
+            }
+            for (kind, tier, start_ns) in std::mem::take(&mut device.gone) {
+                writer.delete(StateTable::Panes, pane_key(number, kind, tier, start_ns));
             }
         }
-        closed.into_iter().for_each(|key| writer.delete(StateTable::Panes, key));
         for (number, tier, start_ns) in std::mem::take(&mut self.dirty_parts) {
             let key = pane_key(number, Kind::Parts, tier, start_ns);
             match self.registry.devices[number as usize].parts.get(&(tier, start_ns)) {
@@ -313,14 +319,14 @@ impl State {
     /// Notes that an open pane is gone, so that the store forgets it.
     pub(crate) fn forget_pane(&mut self, number: u32, tier: Tier, pane: &Pane) {
         if pane.stored {
-            self.closed_panes.insert(pane_key(number, Kind::Open, tier, pane.start_ns));
+            self.registry.device_mut(number).gone.push((Kind::Open, tier, pane.start_ns));
         }
     }
 
     /// Notes that a late part is gone, so that the store forgets it.
     pub(crate) fn forget_late(&mut self, number: u32, tier: Tier, pane: &Pane) {
         if pane.stored {
-            self.closed_panes.insert(pane_key(number, Kind::Late, tier, pane.start_ns));
+            self.registry.device_mut(number).gone.push((Kind::Late, tier, pane.start_ns));
         }
     }
 
@@ -381,7 +387,7 @@ impl State {
         }
         self.timers.set(self.minute_deadline(), Timer::Minute);
         self.wait_for_load();
-        let watched: Vec<_> = self.alerts.watched.keys().copied().collect();
+        let watched: Vec<_> = self.alerts.watched.keys().collect();
         for (subject, rule) in watched {
             if let Some(at_ns) = self.alert_deadline(subject, rule) {
                 self.timers.set(at_ns, Timer::Alert(subject, rule));

@@ -10,10 +10,13 @@ use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher24;
 use std::hash::Hasher;
 
-use crate::Effects;
+use crate::{Effects, encode};
 
 /// Second half of the hash key; the first is the hash so far.
 const HASH_KEY: u64 = 0x706c_696d_736f_6c6c;
+
+/// Room for a row as bytes; what is longer grows into it.
+const ROW_BYTES: usize = 512;
 
 /// What numbers the outputs of a cell over its whole life.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
@@ -74,10 +77,10 @@ impl<'a> Emit<'a> {
     /// Appends a row.
     pub fn row(&mut self, row: Row) {
         self.scratch.clear();
-        let plain = "rows are plain data";
+        self.scratch.reserve(ROW_BYTES);
         match &row {
             // Announced facts leave absent fields out, which postcard cannot show.
-            Row::Device(_) | Row::Host(_) => serde_json::to_writer(&mut self.scratch, &row).expect(plain),
+            Row::Device(_) | Row::Host(_) => serde_json::to_writer(&mut self.scratch, &row).expect("rows are plain data"),
             Row::Window(..)
             | Row::Request(_)
             | Row::Decision(_)
@@ -90,7 +93,7 @@ impl<'a> Emit<'a> {
             | Row::Alert(_)
             | Row::HostWindow(_)
             | Row::Episode(_) => {
-                self.scratch = postcard::to_extend(&row, std::mem::take(&mut self.scratch)).expect(plain);
+                self.scratch = encode::append(&row, std::mem::take(&mut self.scratch));
             }
         }
         self.hasher.write(&self.scratch);

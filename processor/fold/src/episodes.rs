@@ -113,9 +113,14 @@ struct Version {
 }
 
 /// The reasons in NVML's bits that take speed away.
-fn throttling(bits: u64) -> u64 {
-    REASONS.iter().map(|(bit, _)| bits & bit).sum()
-}
+const THROTTLING: u64 = {
+    let (mut all, mut at) = (0, 0);
+    while at < REASONS.len() {
+        all |= REASONS[at].0;
+        at += 1;
+    }
+    all
+};
 
 impl Sessions {
     /// Takes the next sample, which is newer than all before. A kind that changes leaves its versions, at most two.
@@ -127,7 +132,7 @@ impl Sessions {
             Some(_) | None => self.load,
         };
         let (load, percent) = (self.load, util.unwrap_or(0).saturating_mul(seen.held_ms.max(0) as u64));
-        let bits = seen.sample.throttle_bits().map(throttling);
+        let bits = seen.sample.throttle_bits().map(|bits| bits & THROTTLING);
         let intervals_ns = seen.interval_ms.saturating_mul(3 * NS_PER_MS);
         let (load_ns, throttle_ns) = (ns(settings.load_episode_ms).max(intervals_ns), ns(settings.throttle_episode_ms).max(intervals_ns));
         let (busy, idle, idle_leased) =
@@ -143,6 +148,11 @@ impl Sessions {
         let (kind, holds, evidence) = (EpisodeKind::Throttled, bits.map(|bits| bits != 0), bits.unwrap_or(0));
         advance(&mut self.throttled, Says { kind, holds, ends: false, evidence, pause_ns: throttle_ns });
         self.newest_ns = seen.at.0;
+    }
+
+    /// When the newest sample was taken, ns.
+    pub fn newest_ns(&self) -> i64 {
+        self.newest_ns
     }
 
     /// Ends what is open for now; a sample that comes soon after the last one in its time goes on with it.
@@ -168,13 +178,16 @@ impl Sessions {
 }
 
 /// What one sample does to one session. `from_ns` is where the sample's time begins.
+#[inline]
 fn advance(open: &mut Option<Session>, says: Says, seen: &Observed<'_>, from_ns: i64, versions: &mut Vec<Version>) {
     let (kind, at_ns) = (says.kind, seen.at.0);
-    let over = |session: &Session| says.ends || at_ns - session.last_ns > says.pause_ns;
-    if let Some(session) = open.take_if(|session| over(session))
-        && matches!(session.said, Said::Open | Said::Behind)
+    if let Some(session) = open
+        && (says.ends || at_ns - session.last_ns > says.pause_ns)
     {
-        versions.push(Version { kind, session, ended: true });
+        if matches!(session.said, Said::Open | Said::Behind) {
+            versions.push(Version { kind, session: *session, ended: true });
+        }
+        *open = None;
     }
     if says.holds != Some(true) {
         return;

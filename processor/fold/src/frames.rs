@@ -167,11 +167,15 @@ impl State {
                 refused.push(context.refusal(key, violation.field, at, violation.reason, violation.raw.clone()));
             }
         }
-        let sample = cleaned.as_ref().map_or(sample, |(sample, _)| sample);
-        if sample.is_empty() {
-            self.meta.counters.rejected += 1;
-            return;
-        }
+        // What is passed whole is not empty: the caller has looked.
+        let sample = match &cleaned {
+            Some((sample, _)) if sample.is_empty() => {
+                self.meta.counters.rejected += 1;
+                return;
+            }
+            Some((sample, _)) => sample,
+            None => sample,
+        };
         let start_ns = floor(at.0, PANE_NS);
         let in_time = start_ns >= closed_ns && !device.facts.retired;
         let age_ns = logged_at.0.saturating_sub(at.0);
@@ -211,7 +215,7 @@ impl State {
 
     /// A fresh sample is a sign of life, and shows whether the GPU is empty.
     fn pulse(&mut self, number: u32, sample: &Sample, emit: &mut Emit<'_>) {
-        let (live_ns, settings) = (self.clock.live_ns, self.meta.settings);
+        let (live_ns, settings) = (self.clock.live_ns, &self.meta.settings);
         let device = &mut self.registry.devices[number as usize];
         let empty =
             sample.memory_used_bytes().is_some_and(|used| used < settings.free_memory_bytes_max) && sample.procs().is_none_or(|procs| procs == 0);
@@ -231,7 +235,7 @@ impl State {
         }
         let device = &self.registry.devices[number as usize];
         if let (Some(drain_ns), Some(calm_ns)) = (device.facts.draining_ns, device.pulse.calm_ns)
-            && live_ns - calm_ns.max(drain_ns) >= ns(settings.free_after_ms)
+            && live_ns - calm_ns.max(drain_ns) >= ns(self.meta.settings.free_after_ms)
         {
             self.observed_free(number, emit);
         }

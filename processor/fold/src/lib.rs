@@ -3,6 +3,7 @@
 //! `State::step` is the whole interface of time: the same records in the same order give the same state, rows and outputs, byte for byte.
 
 mod clock;
+pub mod encode;
 mod emit;
 mod timers;
 mod ranges;
@@ -161,8 +162,6 @@ pub struct State {
     asks_left: usize,
     /// Minutes of GPUs that closed with the windows being closed.
     closed_minutes: Vec<DeviceMinute>,
-    /// Keys of panes that closed since the last commit and stand in the store.
-    closed_panes: BTreeSet<Vec<u8>>,
     dirty_parts: BTreeSet<(u32, Tier, i64)>,
     dropped_ranges: Vec<(u32, u64, Class)>,
     buckets_dirty: bool,
@@ -234,7 +233,6 @@ impl State {
             turns: Vec::new(),
             asks_left: 0,
             closed_minutes: Vec::new(),
-            closed_panes: BTreeSet::new(),
             dirty_parts: BTreeSet::new(),
             dropped_ranges: Vec::new(),
             buckets_dirty: false,

@@ -13,6 +13,7 @@ use plimsoll_schemas::time::{EventTime, LogTime};
 use serde::{Deserialize, Serialize};
 
 use crate::check::Limits;
+use crate::durable::Kind;
 use crate::episodes::{Sessions, Unwell};
 use crate::faults::Faults;
 use crate::host_window::Tally;
@@ -248,6 +249,8 @@ pub(crate) struct Device {
     pub recent: Ring<Recent>,
     /// Bounds of its values, from the facts.
     pub limits: Limits,
+    /// Panes and late parts that closed since the last commit and stand in the store.
+    pub gone: Vec<(Kind, Tier, i64)>,
     pub facts_dirty: bool,
     pub pulse_dirty: bool,
     pub listed: bool,
@@ -267,6 +270,7 @@ impl Device {
             parts: BTreeMap::new(),
             recent: Ring::default(),
             limits,
+            gone: Vec::new(),
             facts_dirty: true,
             pulse_dirty: true,
             listed: false,
@@ -280,12 +284,13 @@ impl Device {
         let (facts, pulse) = (&self.facts, &self.pulse);
         let of_pane = self.open.last().map(|pane| {
             let (stats, state) = (&pane.stats, &pane.state);
-            let bins = |sketch: &Sketch| sketch.bins().first().map_or(0, |&(bin, _)| bin);
+            let bins = |sketch: &Sketch| sketch.held_first();
             (stats.received, stats.last.map(|last| last.sequence), state.allocated_ms, bins(&stats.util_sketch), bins(&stats.memory_sketch))
         });
         let newest = self.recent.current().map(|&((at, ..), _)| at);
         let current = pulse.current.map(|current| (current.sequence, current.sample.wire(Field::Procs)));
-        black_box((of_pane, newest, current, pulse.heard_ns, pulse.sessions, facts.silence, facts.leased_from, facts.draining_ns, self.listed));
+        let sessions = pulse.sessions.newest_ns();
+        black_box((of_pane, newest, current, pulse.heard_ns, sessions, facts.silence, facts.leased_from, facts.draining_ns, self.listed));
     }
 
     pub fn uuid(&self) -> &GpuUuid {

@@ -39,20 +39,28 @@ impl<T> Default for Ring<T> {
 }
 
 impl<T> Ring<T> {
-    /// An empty ring of at most `capacity` samples, at least one. Memory grows with use.
+    /// An empty ring of at most `capacity` samples, at least one. The first sample takes room for all, which costs memory only as it fills: a
+    /// buffer that grows would be copied each time, and on the way take twice the memory.
     pub fn new(capacity: usize) -> Self {
         Self { samples: VecDeque::new(), capacity: capacity.max(1), late: 0 }
     }
 
     /// Takes a sample and drops the oldest if there are too many: O(1) in order, O(log n + n moves) if late.
+    #[inline]
     pub fn push(&mut self, order: Order, sample: T) -> Pushed {
         if self.samples.back().is_none_or(|(newest, _)| *newest < order) {
             if self.samples.len() == self.capacity {
                 self.samples.pop_front();
+            } else if self.samples.is_empty() {
+                self.samples.reserve_exact(self.capacity);
             }
             self.samples.push_back((order, sample));
             return Pushed::Newest;
         }
+        self.push_late(order, sample)
+    }
+
+    fn push_late(&mut self, order: Order, sample: T) -> Pushed {
         let Err(at) = self.samples.binary_search_by(|(held, _)| held.cmp(&order)) else { return Pushed::Duplicate };
         self.late += 1;
         if self.samples.len() < self.capacity {

@@ -9,9 +9,9 @@ use std::fmt::Debug;
 use plimsoll_schemas::id::TenantId;
 
 use crate::Meta;
-use crate::alerts::Watched;
 use crate::alerts::rules::Rules;
 use crate::alerts::signal::Counted;
+use crate::alerts::watched::Watched;
 use crate::clock::Clock;
 use crate::durable::{Entry, RestoreError, StateTable};
 use crate::leases::Lease;

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use plimsoll_fold::encode;
 use plimsoll_schemas::id::Position;
 use plimsoll_schemas::out::Output;
 use plimsoll_schemas::row::{PlacedRow, Row};
@@ -37,14 +38,15 @@ fn damaged(what: &str, detail: impl std::fmt::Display) -> Unreadable {
 }
 
 fn postcard_of<T: serde::Serialize>(encoding: u8, value: &T) -> Vec<u8> {
-    postcard::to_extend(value, vec![encoding]).expect("a vector grows, and plain structs always serialise")
+    encode::append(value, vec![encoding])
 }
 
-/// A row's value.
-pub fn encode_row(row: &Row) -> Vec<u8> {
+/// A row's value, in a buffer that may have held another.
+pub fn encode_row(row: &Row, mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.clear();
     match row {
         Row::Device(_) | Row::Host(_) => {
-            let mut bytes = vec![JSON];
+            bytes.push(JSON);
             serde_json::to_writer(&mut bytes, row).expect("a vector grows, and plain structs always serialise");
             bytes
         }
@@ -59,7 +61,10 @@ pub fn encode_row(row: &Row) -> Vec<u8> {
         | Row::Policy(_)
         | Row::Alert(_)
         | Row::HostWindow(_)
-        | Row::Episode(_) => postcard_of(POSTCARD, row),
+        | Row::Episode(_) => {
+            bytes.push(POSTCARD);
+            encode::append(row, bytes)
+        }
     }
 }
 

@@ -11,32 +11,57 @@ use crate::Error;
 /// Key and value.
 pub type Pair = (Box<[u8]>, Box<[u8]>);
 
-/// Changes that stand together or not at all.
-#[derive(Debug, Default)]
-pub struct Batch(Vec<Op>);
+/// Changes to one database that stand together or not at all. RocksDB's own batch takes them as they come: copying millions of keys and values
+/// once more would cost as much as writing them.
+pub enum Batch<'a> {
+    /// Of one on disk.
+    Rocks(&'a Rocks, WriteBatch),
+    /// Of one in memory.
+    Memory(&'a Memory, Vec<Op>),
+}
 
+/// A change.
 #[derive(Debug)]
-enum Op {
+pub enum Op {
+    /// Sets a key's value.
     Put(&'static str, Vec<u8>, Vec<u8>),
+    /// Takes a key away.
     Delete(&'static str, Vec<u8>),
     /// From the first key up to, not including, the second.
     DeleteRange(&'static str, Vec<u8>, Vec<u8>),
 }
 
-impl Batch {
+impl Batch<'_> {
     /// Sets a key's value.
-    pub fn put(&mut self, cf: &'static str, key: impl Into<Vec<u8>>, value: Vec<u8>) {
-        self.0.push(Op::Put(cf, key.into(), value));
+    pub fn put(&mut self, cf: &'static str, key: &[u8], value: &[u8]) {
+        match self {
+            Self::Rocks(rocks, all) => all.put_cf(rocks.cf(cf), key, value),
+            Self::Memory(_, ops) => ops.push(Op::Put(cf, key.to_vec(), value.to_vec())),
+        }
     }
 
     /// Takes a key away.
-    pub fn delete(&mut self, cf: &'static str, key: impl Into<Vec<u8>>) {
-        self.0.push(Op::Delete(cf, key.into()));
+    pub fn delete(&mut self, cf: &'static str, key: &[u8]) {
+        match self {
+            Self::Rocks(rocks, all) => all.delete_cf(rocks.cf(cf), key),
+            Self::Memory(_, ops) => ops.push(Op::Delete(cf, key.to_vec())),
+        }
     }
 
     /// Takes the keys from `from` up to, not including, `until` away.
-    pub fn delete_range(&mut self, cf: &'static str, from: impl Into<Vec<u8>>, until: impl Into<Vec<u8>>) {
-        self.0.push(Op::DeleteRange(cf, from.into(), until.into()));
+    pub fn delete_range(&mut self, cf: &'static str, from: &[u8], until: &[u8]) {
+        match self {
+            Self::Rocks(rocks, all) => all.delete_range_cf(rocks.cf(cf), from, until),
+            Self::Memory(_, ops) => ops.push(Op::DeleteRange(cf, from.to_vec(), until.to_vec())),
+        }
+    }
+
+    /// Writes it. No fsync: a tail lost in a power cut is folded again.
+    pub fn write(self) -> Result<(), Error> {
+        match self {
+            Self::Rocks(rocks, all) => rocks.write(all),
+            Self::Memory(memory, ops) => memory.write(ops),
+        }
     }
 }
 
@@ -58,11 +83,11 @@ impl Kv {
         }
     }
 
-    /// Writes a batch. No fsync: a tail lost in a power cut is folded again.
-    pub fn write(&self, batch: Batch) -> Result<(), Error> {
+    /// An empty batch with room for about so many bytes: one that grows is copied each time.
+    pub fn batch(&self, bytes: usize) -> Batch<'_> {
         match self {
-            Self::Rocks(rocks) => rocks.write(batch),
-            Self::Memory(memory) => memory.write(batch),
+            Self::Rocks(rocks) => Batch::Rocks(rocks, WriteBatch::with_capacity_bytes(bytes)),
+            Self::Memory(memory) => Batch::Memory(memory, Vec::new()),
         }
     }
 
@@ -89,15 +114,7 @@ impl Rocks {
         self.db.get_cf(self.cf(cf), key).map_err(|error| self.broken(error))
     }
 
-    fn write(&self, batch: Batch) -> Result<(), Error> {
-        let mut all = WriteBatch::default();
-        for op in batch.0 {
-            match op {
-                Op::Put(cf, key, value) => all.put_cf(self.cf(cf), key, value),
-                Op::Delete(cf, key) => all.delete_cf(self.cf(cf), key),
-                Op::DeleteRange(cf, from, until) => all.delete_range_cf(self.cf(cf), from, until),
-            }
-        }
+    fn write(&self, all: WriteBatch) -> Result<(), Error> {
         self.db.write_opt(all, &WriteOptions::default()).map_err(|error| self.broken(error))
     }
 
@@ -146,11 +163,11 @@ impl Memory {
         self.tables().fails = Some(applied);
     }
 
-    fn write(&self, batch: Batch) -> Result<(), Error> {
+    fn write(&self, ops: Vec<Op>) -> Result<(), Error> {
         let mut tables = self.tables();
         let fails = tables.fails.take();
         if fails != Some(false) {
-            for op in batch.0 {
+            for op in ops {
                 match op {
                     Op::Put(cf, key, value) => {
                         tables.data.entry(cf).or_default().insert(key, value);

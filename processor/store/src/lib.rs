@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::Error;
 
-use kv::{Batch, Kv, Memory, Rocks};
+use kv::{Kv, Memory, Rocks};
 /// The format this build reads and writes.
 pub use plimsoll_fold::durable::FORMAT;
 
@@ -33,6 +33,8 @@ const OUTPUTS: &str = "outputs";
 const COMMIT: &str = "commit";
 const COMMIT_KEY: &[u8] = b"commit";
 const PRUNED_KEY: &[u8] = b"pruned";
+/// What a batch needs beside key and value, bytes.
+const ENTRY_BYTES: usize = 16;
 /// Marks of commits this many sequences old are forgotten.
 const MARKS_KEPT: u64 = 1_000_000;
 
@@ -138,25 +140,29 @@ impl Store {
         rows: impl IntoIterator<Item = &'a PlacedRow>,
         outputs: impl IntoIterator<Item = &'a Output>,
     ) -> Result<(), Error> {
-        let mut batch = Batch::default();
+        let entry_bytes = |entry: &Entry| ENTRY_BYTES + entry.key.len() + entry.value.as_ref().map_or(0, Vec::len);
+        // Rows take about as much room as state.
+        let mut batch = self.kv.batch(entries.iter().map(entry_bytes).sum::<usize>() * 2);
         for entry in entries {
             match &entry.value {
-                Some(value) => batch.put(entry.table.name(), entry.key.clone(), value.clone()),
-                None => batch.delete(entry.table.name(), entry.key.clone()),
+                Some(value) => batch.put(entry.table.name(), &entry.key, value),
+                None => batch.delete(entry.table.name(), &entry.key),
             }
         }
+        let mut value = Vec::new();
         for row in rows {
-            batch.put(ROWS, key::row(row.row.table(), row.position, row.ordinal), codec::encode_row(&row.row));
+            value = codec::encode_row(&row.row, value);
+            batch.put(ROWS, &key::row(row.row.table(), row.position, row.ordinal), &value);
         }
         for output in outputs {
-            batch.put(OUTPUTS, key::output(output.out_seq), codec::encode_output(output));
+            batch.put(OUTPUTS, &key::output(output.out_seq), &codec::encode_output(output));
         }
-        batch.put(COMMIT, COMMIT_KEY, codec::encode_commit(commit));
+        batch.put(COMMIT, COMMIT_KEY, &codec::encode_commit(commit));
         let Position { epoch, sequence } = commit.position;
-        batch.put(COMMIT, key::mark(commit.position), commit.message_hash.to_be_bytes().to_vec());
+        batch.put(COMMIT, &key::mark(commit.position), &commit.message_hash.to_be_bytes());
         let oldest = Position { epoch, sequence: sequence.saturating_sub(MARKS_KEPT) };
-        batch.delete_range(COMMIT, key::mark(Position::default()), key::mark(oldest));
-        self.kv.write(batch)
+        batch.delete_range(COMMIT, &key::mark(Position::default()), &key::mark(oldest));
+        batch.write()
     }
 
     /// Positions of the commits of a log epoch, oldest first, each with the hash of the message there: how far another log is still the same.
@@ -188,12 +194,12 @@ impl Store {
         if up_to <= self.pruned()? {
             return Ok(());
         }
-        let mut batch = Batch::default();
+        let mut batch = self.kv.batch(0);
         for &table in Table::ALL {
-            batch.delete_range(ROWS, key::first(table), key::after(table, up_to));
+            batch.delete_range(ROWS, &key::first(table), &key::after(table, up_to));
         }
-        batch.put(COMMIT, PRUNED_KEY, codec::encode_position(up_to));
-        self.kv.write(batch)
+        batch.put(COMMIT, PRUNED_KEY, &codec::encode_position(up_to));
+        batch.write()
     }
 
     /// Up to which position rows were forgotten: whoever needs older ones must look in the archive.
@@ -206,9 +212,9 @@ impl Store {
 
     /// Forgets the outputs below `out_seq`.
     pub fn prune_outputs(&self, below: u64) -> Result<(), Error> {
-        let mut batch = Batch::default();
-        batch.delete_range(OUTPUTS, key::output(0), key::output(below));
-        self.kv.write(batch)
+        let mut batch = self.kv.batch(0);
+        batch.delete_range(OUTPUTS, &key::output(0), &key::output(below));
+        batch.write()
     }
 
     /// Bytes of its files, without the write-ahead log. Absent where RocksDB does not say, and in memory.

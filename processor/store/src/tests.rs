@@ -109,7 +109,7 @@ fn every_kind_of_row_reads_back_as_it_was() {
     window.stats.util_sketch.add(55);
     for row in [Row::Host(Box::new(host_row)), Row::Window(Tier::Minute, Box::new(window))] {
         let key = key::row(row.table(), at(9), 4);
-        let back = codec::row(&key, &codec::encode_row(&row)).unwrap();
+        let back = codec::row(&key, &codec::encode_row(&row, Vec::new())).unwrap();
         assert_eq!(back, PlacedRow { position: at(9), ordinal: 4, row });
     }
 }
@@ -224,9 +224,9 @@ fn another_format_is_refused_by_name_and_the_error_says_which_is_newer() {
     let check = |format: u32, newer: bool| {
         let mut bytes = codec::encode_commit(&commit_at(1));
         bytes[..4].copy_from_slice(&format.to_be_bytes());
-        let mut batch = Batch::default();
-        batch.put(COMMIT, COMMIT_KEY, bytes);
-        store.kv.write(batch).unwrap();
+        let mut batch = store.kv.batch(0);
+        batch.put(COMMIT, COMMIT_KEY, &bytes);
+        batch.write().unwrap();
         let error = store.load().expect_err("another format");
         assert_eq!((matches!(error, Error::OlderFormat { .. }), matches!(error, Error::NewerFormat { .. })), (!newer, newer), "{error}");
         let text = error.to_string();

@@ -42,8 +42,12 @@ pub(crate) fn of_window(signal: Signal, pane: &Pane, facts: &Facts) -> Option<i6
         Signal::UtilPercent => stats.util_percent_min.and_then(|_| stats.util_percent_ms.checked_div(stats.covered_ms)),
         Signal::MemoryUsedBp => {
             let total = facts.gpu.memory_total_bytes.and_then(|total| i64::try_from(total).ok()).or(stats.last?.memory_total_bytes)?;
-            // In 128 bits: bytes times ten thousand may not fit in 64.
-            i64::try_from((i128::from(stats.memory_used_bytes_max?) * 10_000).checked_div(i128::from(total))?).ok()
+            let used = stats.memory_used_bytes_max?;
+            match used.checked_mul(10_000) {
+                Some(product) => product.checked_div(total),
+                // Of a petabyte and more it takes 128 bits, which are slow to divide.
+                None => i64::try_from((i128::from(used) * 10_000).checked_div(i128::from(total))?).ok(),
+            }
         }
         Signal::TemperatureC => hottest,
         Signal::ThermalMarginC => Some(i64::from(celsius(facts.gpu.slowdown_temperature_mk?)) - hottest?),
