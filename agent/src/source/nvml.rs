@@ -240,6 +240,7 @@ fn describe(nvml: &Nvml, device: &Device<'_>, index: u32) -> Result<Gpu, NvmlErr
         memory_total_bytes: device.memory_info().ok().map(|memory| memory.total),
         mig_parent_uuid: None,
         mig_profile: None,
+        mig: None,
         arch: device.architecture().ok().map(|arch| arch.to_string().to_ascii_lowercase()),
         nvlink_domain: None,
         numa_node: device.numa_node_id().ok().and_then(|node| u16::try_from(node).ok()),

@@ -173,6 +173,7 @@ impl Fleet {
             memory_total_bytes: Some(model.memory_mib << 20),
             mig_parent_uuid: None,
             mig_profile: None,
+            mig: None,
             arch: Some(model.arch.to_owned()),
             nvlink_domain: model.has_nvlink.then_some((gpu / 8) as u32),
             numa_node: Some((gpu / 4 % 2) as u16),
