@@ -101,6 +101,9 @@ pub struct SimConfig {
     /// GPUs per simulated host.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=256), env = "PLIMSOLL_AGENT_SIM_GPUS")]
     pub sim_gpus: u32,
+    /// How many GPUs of each simulated host, the last ones, have MIG mode on where their model can.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=256), env = "PLIMSOLL_AGENT_SIM_MIG_GPUS")]
+    pub sim_mig_gpus: u32,
     /// Seed of the simulated fleet: the same seed gives the same GPUs and signals.
     #[arg(long, default_value_t = 1, env = "PLIMSOLL_AGENT_SEED")]
     pub seed: u64,

@@ -133,6 +133,7 @@ fn sim(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Sim> {
     let settings = sim::Settings {
         hosts: config.sim.sim_hosts.unwrap_or(1),
         gpus: config.sim.sim_gpus,
+        mig_gpus: config.sim.sim_mig_gpus,
         seed: config.sim.seed,
         interval_ms: config.interval_ms,
         ticks: config.sim.sim_ticks,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ctl::Class;
 use crate::id::{GpuUuid, HostId, Slot};
+use crate::mig::{self, Mig};
 use crate::reason::Reason;
 use crate::time::{EventTime, rfc3339};
 
@@ -86,7 +87,7 @@ impl Inventory {
                 return inconsistent(format!("GPU {} twice", gpu.uuid));
             }
         }
-        Ok(())
+        mig::check(&self.gpus).or_else(inconsistent)
     }
 
     /// Every free text with its field's name.
@@ -102,7 +103,8 @@ impl Inventory {
                 ("driver_version", &gpu.driver_version),
                 ("compute_capability", &gpu.compute_capability),
             ];
-            std::iter::once(("model", gpu.model.as_str())).chain(known.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?))))
+            let known = known.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?)));
+            std::iter::once(("model", gpu.model.as_str())).chain(known).chain(gpu.mig.iter().flat_map(Mig::texts))
         });
         let place = place.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?)));
         host.into_iter().map(|(name, text)| (name, text.as_str())).chain(place).chain(gpus)
@@ -153,6 +155,9 @@ pub struct Gpu {
     /// MIG profile such as `1g.10gb`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mig_profile: Option<String>,
+    /// What a board on which MIG mode is on can be cut into, and what it is cut into; absent = MIG mode is off, or nothing is known of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mig: Option<Mig>,
     /// Architecture such as `hopper`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arch: Option<String>,

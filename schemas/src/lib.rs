@@ -13,6 +13,7 @@ pub mod ctl;
 pub mod frame;
 pub mod id;
 pub mod inventory;
+pub mod mig;
 pub mod candidates;
 pub mod out;
 pub mod reading;

@@ -9,6 +9,7 @@ use crate::alert::{Limit, Scope, Severity, Signal};
 use crate::candidates::Candidates;
 use crate::ctl::Class;
 use crate::id::{CellId, DeviceKey, GpuUuid, HostId, Position, Slot, TenantId};
+use crate::mig::Promise;
 use crate::pace::Pace;
 use crate::policy::{Policy, SetBy};
 use crate::reason::Reason;
@@ -318,6 +319,10 @@ pub struct Assignment {
     /// The member's bundle, if it has a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bundle: Option<String>,
+    /// The MIG instance that the holder may make on the GPU, which is then a board with MIG mode on; absent = the GPU itself, or an instance
+    /// that exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mig: Option<Promise>,
 }
 
 /// What the holder gets.

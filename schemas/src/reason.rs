@@ -140,7 +140,7 @@ reasons! {
     DriverTooOld = 111, "driver_too_old";
     /// A lower compute capability than asked for, or an unknown one.
     ComputeCapability = 112, "compute_capability";
-    /// A MIG instance where a GPU is asked for, or another profile than asked for.
+    /// A MIG instance, or a board with MIG mode on, where a GPU is asked for; or another profile than asked for.
     MigProfile = 113, "mig_profile";
     /// The host stands elsewhere than asked for.
     LabelMismatch = 114, "label_mismatch";
@@ -158,6 +158,10 @@ reasons! {
     InsufficientHostMemory = 119, "insufficient_host_memory";
     /// Not enough GPU memory left.
     InsufficientMemory = 49, "insufficient_memory";
+    /// Fewer memory slices are free on the board than the MIG profile takes.
+    MigNoSlice = 123, "mig_no_slice";
+    /// Enough memory slices are free on the board, but not together where the MIG profile may start, or it has all such instances it can have.
+    MigStart = 124, "mig_start";
     /// Not within the NVLink domain, NUMA node, host or rack that is asked for.
     Topology = 120, "topology";
     /// Too near to what must be avoided, or to another member of the gang.

@@ -145,7 +145,8 @@ pub struct Bundle {
     /// GPU memory needed on each, bytes; 0 = whatever there is.
     #[serde(default)]
     pub vram_bytes: u64,
-    /// MIG profile such as `1g.10gb`: MIG instances of that profile and nothing else.
+    /// MIG profile such as `1g.10gb`: MIG instances of that profile and nothing else. Instances that exist are taken first; where there are
+    /// too few and whole ones are asked for, a member gets at most one place for a new one on each board.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mig_profile: Option<String>,
     /// How many such members; each may stand on another host.

@@ -442,6 +442,7 @@ fn gpu(device: &Device, index: usize, uuid: GpuUuid) -> Gpu {
         memory_total_bytes: device.memory_total,
         mig_parent_uuid: None,
         mig_profile: None,
+        mig: None,
         arch: None,
         nvlink_domain: None,
         numa_node: None,

@@ -97,6 +97,7 @@ mod tests {
             memory_total_bytes: total,
             mig_parent_uuid: None,
             mig_profile: None,
+            mig: None,
             arch: None,
             nvlink_domain: None,
             numa_node: None,

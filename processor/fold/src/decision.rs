@@ -45,7 +45,7 @@ impl State {
     /// A choice as decisions say it, on the state as it is.
     pub(crate) fn decided(&self, tenant: &TenantId, place: &Place, choice: Choice, lease: Option<&Lease>, attempt: Attempt) -> Decided {
         let policy = self.policy_for(place).unwrap_or(self.meta.policy());
-        let bundle_of = |member: u32| choice.hosts.get(member as usize).and_then(|(_, bundle)| place.bundles.get(*bundle));
+        let bundle_of = |member: u32| choice.bundle_of(place, member);
         let assignment = |pick: &Pick| {
             let facts = &self.registry.devices[pick.number as usize].facts;
             Assignment {
@@ -59,6 +59,7 @@ impl State {
                 score_micro: pick.score_micro,
                 member: pick.member,
                 bundle: bundle_of(pick.member).and_then(|bundle| bundle.name.clone()),
+                mig: choice.promise(place, pick),
             }
         };
         let hash = |hash: u64| format!("{hash:016x}");

@@ -109,7 +109,8 @@ impl State {
         // A GPU that only the lost log had announced holds nothing until it is announced again.
         let part = |assignment: &Assignment| {
             let number = self.registry.device_number(&assignment.device_uuid)?;
-            Some(Held { number, milli: assignment.milli, vram_bytes: assignment.vram_bytes })
+            let promised = assignment.mig.clone().into_iter().collect();
+            Some(Held { number, milli: assignment.milli, vram_bytes: assignment.vram_bytes, promised })
         };
         let parts = by_gpu(decided.assignments.iter().filter_map(part));
         let share = |share: &HostShare| {

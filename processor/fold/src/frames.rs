@@ -239,6 +239,7 @@ impl State {
         {
             self.observed_free(number, emit);
         }
+        self.free_empty_slices(number, emit);
     }
 
     /// Every sample of a frame that was folded before counts as a duplicate, in its window if that is still open.

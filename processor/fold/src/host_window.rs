@@ -200,7 +200,7 @@ impl State {
         let start_ms = minute[0].start_ms;
         let facts = |d: u32| &self.registry.devices[d as usize].facts;
         let words = devices.iter().map(|&d| usize::from(facts(d).gpu.slot.0) / 64 + 1).max().unwrap_or(1);
-        // A board that is cut into instances is nobody's as a whole.
+        // A board that is cut into instances, or can be because MIG mode is on, is nobody's as a whole.
         let cut: BTreeSet<&GpuUuid> = devices.iter().filter_map(|&d| facts(d).gpu.mig_parent_uuid.as_ref()).collect();
         let mut models: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
         for &d in devices {
@@ -237,7 +237,7 @@ impl State {
                     row.mig_free.set_if(gpu.slot, free);
                     continue;
                 }
-                let whole = free && !cut.contains(&gpu.uuid);
+                let whole = free && gpu.mig.is_none() && !cut.contains(&gpu.uuid);
                 row.gpus_total += 1;
                 row.gpus_up += u16::from(own.is_some_and(|own| own.up));
                 row.gpus_idle_alloc_min += u16::from(own.is_some_and(|own| own.idle_leased));

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use plimsoll_schemas::ctl::Class;
 use plimsoll_schemas::id::Slot;
 use plimsoll_schemas::inventory::{Gpu, Inventory};
+use plimsoll_schemas::mig;
 use plimsoll_schemas::out::DeviceState;
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::time::{LogTime, NS_PER_S};
@@ -318,5 +319,5 @@ fn check(inventory: &Inventory) -> Result<(), String> {
             return Err(format!("{} twice", gpu.uuid));
         }
     }
-    Ok(())
+    mig::check(&inventory.gpus)
 }

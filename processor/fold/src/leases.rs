@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_schemas::id::TenantId;
+use plimsoll_schemas::mig::Promise;
 use plimsoll_schemas::out::{LeaseChanged, LeaseState, Payload};
 use plimsoll_schemas::row::{LeaseDeviceRow, LeaseRow, Row};
 use plimsoll_schemas::subject::OutSubject;
@@ -57,19 +58,22 @@ pub(crate) struct Share {
 }
 
 /// A part of a GPU that is granted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Held {
     pub number: u32,
     pub milli: u32,
     pub vram_bytes: u64,
+    /// MIG instances that may be made on it; none = the GPU itself.
+    pub promised: Vec<Promise>,
 }
 
 /// What a lease holds of each GPU, where several members of a gang may stand on one.
 pub(crate) fn by_gpu(parts: impl IntoIterator<Item = Held>) -> Vec<Held> {
     let mut held = BTreeMap::<u32, Held>::new();
     for part in parts {
-        let sum = held.entry(part.number).or_insert(Held { milli: 0, vram_bytes: 0, ..part });
+        let sum = held.entry(part.number).or_insert(Held { number: part.number, milli: 0, vram_bytes: 0, promised: Vec::new() });
         (sum.milli, sum.vram_bytes) = (sum.milli + part.milli, sum.vram_bytes.saturating_add(part.vram_bytes));
+        sum.promised.extend(part.promised);
     }
     held.into_values().collect()
 }
@@ -135,11 +139,12 @@ impl State {
         self.timers.set(lease.deadline_ns, Timer::Lease(fence));
         self.emit_lease(&lease, "granted", None, emit);
         self.leases.insert(lease);
-        for &Held { number, milli, vram_bytes } in parts {
+        for Held { number, milli, vram_bytes, promised } in parts {
+            let (number, milli, vram_bytes) = (*number, *milli, *vram_bytes);
             // Time until now belongs to those who held it before.
             self.credit(number, now);
             let device = self.registry.device_mut(number);
-            device.facts.reservations.push(Reservation { fence, milli, vram_bytes, since_ns });
+            device.facts.reservations.push(Reservation { fence, milli, vram_bytes, since_ns, promised: promised.clone() });
             device.facts.leased_from = device.facts.leased_from.or(Some(now));
             device.facts_dirty = true;
             self.restate(number, Cause::of("leased"), emit);
@@ -279,7 +284,7 @@ impl State {
     }
 
     /// Takes one GPU from a lease; the lease ends with its last one.
-    fn give_back(&mut self, fence: u64, number: u32, cause: &str, emit: &mut Emit<'_>) {
+    pub(crate) fn give_back(&mut self, fence: u64, number: u32, cause: &str, emit: &mut Emit<'_>) {
         let now = emit.logged_at();
         self.credit(number, now);
         let vram_bytes = self.registry.devices[number as usize].facts.reservations.iter().find(|r| r.fence == fence).map_or(0, |r| r.vram_bytes);
@@ -303,6 +308,7 @@ impl State {
             self.registry.device_mut(number).facts.draining_ns = None;
         }
         self.restate(number, Cause::of(cause), emit);
+        self.restate_instances(number, Cause::of(cause), emit);
         if self.leases.by_fence.get(&fence).is_some_and(|lease| lease.held.is_empty())
             && let Some(mut lease) = self.leases.remove(fence)
         {

@@ -35,6 +35,7 @@ mod alerts;
 pub mod placement;
 mod leases;
 mod lease_use;
+mod mig;
 mod view;
 mod decision;
 mod placing;
@@ -78,7 +79,7 @@ use crate::waiting::Queue;
 
 /// Version of what the fold does with the same log. It grows when the same records would give other rows, outputs or states; the shape
 /// of what is stored has a version of its own, [`durable::FORMAT`].
-pub const LOGIC: u32 = 9;
+pub const LOGIC: u32 = 10;
 
 /// What folding records has produced since it was last taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -336,7 +337,7 @@ impl State {
             let device = &self.registry.devices[number as usize];
             let skip = device.recent.len().saturating_sub(each.min(limit - rows.len()));
             let host = &self.registry.hosts[device.facts.host as usize].id;
-            let lease = device.facts.reservations.first().and_then(|r| self.leases.by_fence.get(&r.fence));
+            let lease = self.holding(device).next().and_then(|r| self.leases.by_fence.get(&r.fence));
             rows.extend(device.recent.iter().skip(skip).map(|&((at, _, sequence), recent)| SampleRow {
                 sampled_at: at,
                 device_key: device.facts.key,

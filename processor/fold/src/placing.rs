@@ -17,7 +17,7 @@ use crate::leases::{Held, Lease, Share, by_gpu};
 use crate::paces::scope::Slot;
 use crate::placement::ask::{self, Ask};
 use crate::placement::policy::catalogue::Name;
-use crate::placement::select::Choice;
+use crate::placement::select::{Choice, Pick};
 use crate::placement::{Refused, Settings};
 use crate::waiting::{Delay, queue_is_full};
 
@@ -99,7 +99,13 @@ impl State {
 
     /// Says a decision, and grants the lease if it is a placement.
     pub(crate) fn conclude(&mut self, tenant: &TenantId, place: &Place, choice: Choice, attempt: Attempt, emit: &mut Emit<'_>) {
-        let held = by_gpu(choice.picks.iter().map(|pick| Held { number: pick.number, milli: pick.milli, vram_bytes: pick.vram_bytes }));
+        let part = |pick: &Pick| Held {
+            number: pick.number,
+            milli: pick.milli,
+            vram_bytes: pick.vram_bytes,
+            promised: choice.promise(place, pick).into_iter().collect(),
+        };
+        let held = by_gpu(choice.picks.iter().map(part));
         let lease = (choice.outcome == Outcome::Placed).then(|| self.new_lease(tenant, place, &choice, &held, emit));
         self.say_decision(tenant, place, choice, lease.as_ref(), attempt, None, emit);
         if let Some(lease) = lease {

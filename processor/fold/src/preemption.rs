@@ -32,7 +32,7 @@ impl State {
         if without.outcome != Outcome::Placed {
             return;
         }
-        let on_gpus = without.picks.iter().flat_map(|pick| &self.registry.devices[pick.number as usize].facts.reservations).map(|r| r.fence);
+        let on_gpus = without.picks.iter().flat_map(|pick| self.fences_at(pick.number, pick.slices));
         let needs_host = place.bundles.iter().any(|bundle| bundle.cpu_milli > 0 || bundle.memory_bytes > 0);
         let hosts: BTreeSet<u32> = without.hosts.iter().filter_map(|(host, _)| self.registry.host_number(host)).filter(|_| needs_host).collect();
         let on_hosts =

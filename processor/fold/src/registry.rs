@@ -5,6 +5,7 @@ use std::hint::black_box;
 
 use plimsoll_schemas::id::{DeviceKey, GpuUuid, HostId};
 use plimsoll_schemas::inventory::{Gpu, Placement};
+use plimsoll_schemas::mig::Promise;
 use plimsoll_schemas::out::DeviceState;
 use plimsoll_schemas::row::Tier;
 use plimsoll_schemas::sample::{Field, Sample};
@@ -151,6 +152,8 @@ pub(crate) struct Reservation {
     pub vram_bytes: u64,
     /// Live clock when it was granted, ns.
     pub since_ns: i64,
+    /// MIG instances that the lease may make on it; none = it holds the GPU itself.
+    pub promised: Vec<Promise>,
 }
 
 /// The newest sample of a GPU.

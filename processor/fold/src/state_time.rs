@@ -10,7 +10,7 @@ use plimsoll_schemas::time::{EventTime, LogTime};
 use crate::State;
 use crate::clock::floor;
 use crate::emit::Emit;
-use crate::registry::{Device, Facts, Health, Host, Silence, Use};
+use crate::registry::{Device, Facts, Health, Host, Reservation, Silence, Use};
 use crate::window::PANE_NS;
 use plimsoll_schemas::time::NS_PER_MS;
 
@@ -33,13 +33,13 @@ impl Facts {
     }
 
     /// What its time counts as. Leased time is leased whatever else is wrong: the holder pays for it.
-    fn using(&self, state: DeviceState, enrolled: bool, heard: bool) -> Use {
+    fn using(&self, state: DeviceState, enrolled: bool, heard: bool, promised: bool) -> Use {
         if self.retired {
             return Use::Unknown;
         }
         match state {
             DeviceState::Draining => Use::Drained,
-            _ if self.draining_ns.is_none() && !self.reservations.is_empty() => Use::Allocated,
+            _ if promised || (self.draining_ns.is_none() && !self.reservations.is_empty()) => Use::Allocated,
             DeviceState::Failed | DeviceState::Degraded | DeviceState::Lost | DeviceState::Stale => Use::Unhealthy,
             DeviceState::Cordoned | DeviceState::Drained => Use::Drained,
             DeviceState::Ok if enrolled && heard => Use::Free,
@@ -79,7 +79,8 @@ impl State {
         let device = &self.registry.devices[number as usize];
         let host = &self.registry.hosts[device.facts.host as usize];
         let state = device.facts.state(host);
-        let using = device.facts.using(state, self.is_enrolled(host), device.pulse.live);
+        let promised = self.promised_of(device).next().is_some();
+        let using = device.facts.using(state, self.is_enrolled(host), device.pulse.live, promised);
         if using != device.facts.using {
             self.credit(number, emit.logged_at());
             let device = self.registry.device_mut(number);
@@ -116,8 +117,11 @@ impl State {
         if device.facts.using == Use::Unknown {
             return;
         }
+        let promised: Vec<Reservation> = self.promised_of(&self.registry.devices[number as usize]).cloned().collect();
+        let device = self.registry.device_mut(number);
         let reservations = std::mem::take(&mut device.facts.reservations);
-        let holders = if device.facts.using == Use::Allocated { self.leases.holders(&reservations) } else { Vec::new() };
+        let holding = if reservations.is_empty() { &promised } else { &reservations };
+        let holders = if device.facts.using == Use::Allocated { self.leases.holders(holding) } else { Vec::new() };
         let mut at_ms = from_ms;
         while at_ms < until_ms {
             let start_ms = floor(at_ms, PANE_MS);

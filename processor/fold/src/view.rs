@@ -14,9 +14,11 @@ use plimsoll_schemas::time::NS_PER_S;
 use crate::State;
 use crate::control::ns;
 use crate::liveness::stale_ns;
+use crate::mig::see_board;
 use crate::placement::ask::Ask;
 use crate::placement::candidate::Candidate;
 use crate::placement::cell::{Cell, Chooser, Host};
+use crate::placement::mig::Board;
 use crate::placement::plan::Neighbours;
 use crate::placement::policy::catalogue::Name;
 use crate::placement::policy::host::{CLASSES, Classes};
@@ -194,6 +196,8 @@ impl State {
                 until_ns = until_ns.min(reservation.since_ns + UNSEEN_NS);
             }
         }
+        seen.reserved_milli += self.mig_milli(device, &assume.ended);
+        seen.mig.iter_mut().for_each(|board| see_board(board, &facts.reservations, &assume.ended));
         // What an ended lease would leave behind nobody knows; it promised to use no more than it held.
         seen.memory_used_bytes = if ended { Some(0) } else { sample.memory_used_bytes() };
         seen.gate = self.gate(device);
@@ -251,7 +255,10 @@ impl State {
         let free = |(number, device): (u32, &Device)| {
             let mut seen = candidate(number, device);
             self.see_gpu(&mut seen, &self.registry.hosts[device.facts.host as usize], &Assume::default());
-            (device.uuid().clone(), seen.gate.map_or_else(|| Ok(seen.free_vram_bytes(&settings)), Err))
+            (
+                device.uuid().clone(),
+                seen.gate.or(seen.mig.as_ref().map(|_| Reason::MigProfile)).map_or_else(|| Ok(seen.free_vram_bytes(&settings)), Err),
+            )
         };
         (0..).zip(&self.registry.devices).filter(|(_, device)| !device.facts.retired).map(free).collect()
     }
@@ -266,7 +273,8 @@ impl State {
             (!device.pulse.live, Reason::NoSample),
             (!self.is_enrolled(host), Reason::NotEnrolled),
             (device.facts.cordoned || host.cordoned, Reason::Cordoned),
-            (device.facts.draining_ns.is_some(), Reason::Draining),
+            // Of a board with MIG mode on, what drains is a part.
+            (device.facts.draining_ns.is_some() && device.facts.gpu.mig.is_none(), Reason::Draining),
             (self.clock.live_ns - device.pulse.live_ns < ns(self.meta.settings.warm_up_ms), Reason::WarmingUp),
         ];
         gates.into_iter().find(|&(shut, _)| shut).map(|(_, reason)| reason).or_else(|| device.facts.faults.reason())
@@ -284,6 +292,7 @@ fn candidate(number: u32, device: &Device) -> Candidate {
         driver: text(&gpu.driver_version),
         compute_capability: text(&gpu.compute_capability),
         mig_profile: text(&gpu.mig_profile),
+        mig: gpu.mig.as_ref().map(|mig| Board::new(Arc::new(mig.clone()))),
         is_cut: false,
         nvlink_domain: gpu.nvlink_domain,
         numa_node: gpu.numa_node,

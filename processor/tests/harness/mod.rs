@@ -314,6 +314,7 @@ fn gpu(slot: u8) -> Gpu {
         memory_total_bytes: Some(80 << 30),
         mig_parent_uuid: None,
         mig_profile: None,
+        mig: None,
         arch: None,
         nvlink_domain: None,
         numa_node: None,

@@ -112,6 +112,7 @@ pub fn device(sequence: u64, gpu: u16, valid_from_s: i64, valid_to_s: Option<i64
             memory_total_bytes: Some(80 * GIB as u64),
             mig_parent_uuid: None,
             mig_profile: None,
+            mig: None,
             arch: Some("hopper".to_owned()),
             nvlink_domain: None,
             numa_node: None,

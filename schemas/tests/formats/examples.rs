@@ -9,6 +9,7 @@ use plimsoll_schemas::ctl::{Class, Ctl, Repair};
 use plimsoll_schemas::frame::{self, Frame, Rejected};
 use plimsoll_schemas::id::{CellId, DeviceKey, GpuUuid, HostId, LogEpoch, Position, Slot, TenantId};
 use plimsoll_schemas::inventory::{EventKind, Gpu, HostEvent, Inventory, Placement, Remap};
+use plimsoll_schemas::mig::{Instance, Mig, Profile, Promise};
 use plimsoll_schemas::out::{
     AlertChanged, AlertState, Assignment, Decided, DeviceChanged, DeviceState, Distributed, Gap, GapState, HostChanged, HostShare, LeaseChanged,
     LeaseGrant, LeaseState, NearestMiss, Outcome, Output, PaceChanged, PaceCounts, PaceState, Payload, PolicyChanged, PreemptionProposed,
@@ -91,6 +92,7 @@ fn inventory() -> Inventory {
         memory_total_bytes: Some(85_520_809_984),
         mig_parent_uuid: None,
         mig_profile: None,
+        mig: None,
         arch: Some("hopper".to_owned()),
         nvlink_domain: Some(0),
         numa_node: Some(1),
@@ -135,6 +137,30 @@ fn inventory() -> Inventory {
         ram_bytes: Some(2_164_663_517_184),
         gpus: vec![plain, instance],
     }
+}
+
+/// A board with MIG mode on, an instance that jobs can use and one that they cannot use yet.
+fn inventory_mig() -> Inventory {
+    let said = inventory();
+    let profile = |name: &str, gib: u64, size: u8, starts: &[u8], instances_max| Profile {
+        name: name.to_owned(),
+        memory_bytes: gib << 30,
+        size,
+        starts: starts.to_vec(),
+        instances_max,
+    };
+    let instance = |start, size, profile: &str, uuid| Instance { profile: profile.to_owned(), start, size, uuid };
+    let mig = Mig {
+        profiles: vec![
+            profile("1g.10gb", 10, 1, &[0, 1, 2, 3, 4, 5, 6], None),
+            profile("1g.10gb+me", 10, 1, &[0, 1, 2, 3, 4, 5, 6], Some(1)),
+            profile("2g.20gb", 20, 2, &[0, 2, 4], None),
+            profile("3g.40gb", 40, 4, &[0, 4], None),
+        ],
+        instances: vec![instance(6, 1, "1g.10gb", Some(said.gpus[1].uuid.clone())), instance(0, 2, "2g.20gb", None)],
+    };
+    let [board, one] = <[Gpu; 2]>::try_from(said.gpus.clone()).expect("two");
+    Inventory { gpus: vec![Gpu { mig: Some(mig), ..board }, one], ..said }
 }
 
 fn event(sequence: u64, kind: EventKind) -> HostEvent {
@@ -265,6 +291,7 @@ pub fn log_messages() -> Vec<LogExample> {
             Body::Check(Check { replica: "p-1".to_owned(), position: position(), hash: "00ff00ff00ff00ff".to_owned(), logic: 1 }),
         ),
         ("epoch", LogSubject::Epoch, Body::Epoch(Box::new(new_epoch()))),
+        ("inventory-mig", LogSubject::Inventory(host()), Body::Inventory(Box::new(inventory_mig()))),
     ]
     .into_iter()
     .map(|(name, subject, body)| LogExample { name, subject, body })
@@ -359,6 +386,7 @@ pub fn outputs() -> Vec<OutExample> {
         ("place.decided-gang", decision(), Payload::Decided(gang_placed())),
         ("place.decided-deferred", decision(), Payload::Decided(deferred())),
         ("preemption.proposed", decision(), Payload::Preemption(Box::new(preemption()))),
+        ("place.decided-mig", decision(), Payload::Decided(mig_placed())),
     ];
     let make = |(place, (name, to, payload)): (u32, (&'static str, OutSubject, Payload))| {
         let output = Output::new(&cell(), u64::from(place) + 1, position(), place, LogTime(AT), &to, payload.clone());
@@ -394,6 +422,14 @@ fn gang_placed() -> Decided {
         by_gpu_alone: true,
         ..one
     }
+}
+
+/// A place for an instance that is to be made.
+fn mig_placed() -> Decided {
+    let one = placed();
+    let promise = Promise { profile: "2g.20gb".to_owned(), start: 4, size: 2 };
+    let assignments = vec![Assignment { vram_bytes: 20 << 30, mig: Some(promise), ..one.assignments[0].clone() }];
+    Decided { refused: [(Reason::MigNoSlice, 3), (Reason::MigStart, 1)].into(), assignments, score_micro: Some(-333_333), ..one }
 }
 
 fn parts() -> ScoreParts {
@@ -446,6 +482,7 @@ fn placed() -> Decided {
             score_micro: 987_654,
             member: 0,
             bundle: None,
+            mig: None,
         }],
         lease: Some(LeaseGrant {
             lease_id: "l-1".to_owned(),

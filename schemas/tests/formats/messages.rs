@@ -65,6 +65,34 @@ fn a_message_that_breaks_its_rules_is_refused_by_name() {
 }
 
 #[test]
+fn what_boards_and_their_mig_instances_say_of_each_other_must_agree() {
+    let refused = |pointer: &str, value, detail: &str| check("inventory-mig", pointer, value, Reason::Inconsistent, detail);
+    let places = |count: u8| (0..count).collect::<Vec<u8>>();
+    refused("/gpus/0/mig/instances/1/start", json!(5), "overlaps another");
+    refused("/gpus/0/mig/instances/1/size", json!(0), "0 slices from slice 0");
+    refused("/gpus/0/mig/instances/1/size", json!(65), "none beyond 64");
+    refused("/gpus/0/mig/instances/0/start", json!(64), "1 slices from slice 64");
+    refused("/gpus/0/mig/instances", json!(vec![json!({"profile": "p", "start": 0, "size": 1}); 65]), "65 instances");
+    refused("/gpus/0/mig/instances/0/uuid", json!("MIG-other"), "do not say the same");
+    refused("/gpus/0/mig/instances/0/profile", json!("2g.20gb"), "do not say the same");
+    refused("/gpus/0/mig/instances/1/uuid", json!("MIG-5fd15f09-d04c-5e64-a8a1-c9b3d1aaf5f0"), "twice");
+    refused("/gpus/1/mig_parent_uuid", Value::Null, "do not say the same");
+    refused("/gpus/1/mig", json!({"profiles": []}), "an instance of another");
+    refused("/gpus/0/mig/profiles/0/size", json!(0), "0 slices from slice 0");
+    refused("/gpus/0/mig/profiles/0/starts", json!(places(65)), "1 slices from slice 64");
+    refused("/gpus/0/mig/profiles/0/starts", json!([1, 0]), "ascending");
+    refused("/gpus/0/mig/profiles/0/starts", json!([]), "expected some");
+    refused("/gpus/0/mig/profiles/0/memory_bytes", json!(0), "no name, memory or instance");
+    refused("/gpus/0/mig/profiles/1/name", json!("1g.10gb"), "named twice");
+    refused("/gpus/0/mig/profiles/1/instances_max", json!(0), "no name, memory or instance");
+    let profile = |number: usize| json!({"name": number.to_string(), "memory_bytes": 1, "size": 1, "starts": [0]});
+    refused("/gpus/0/mig/profiles", (0..33).map(profile).collect(), "33 MIG profiles");
+    let long = json!("x".repeat(257));
+    check("inventory-mig", "/gpus/0/mig/profiles/0/name", long, Reason::PayloadTooLarge, "a MIG profile's name of 257 bytes");
+    check("inventory-mig", "/gpus/0/mig/profiles/0/size", json!(256), Reason::Undecodable, "256");
+}
+
+#[test]
 fn an_inventory_of_more_gpus_than_a_host_has_is_too_large() {
     let (_, payload) = changed("inventory", "/gpus", Value::Null);
     let mut message: Value = serde_json::from_slice(&payload).expect("JSON");

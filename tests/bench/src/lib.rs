@@ -133,6 +133,7 @@ pub fn inventory(number: usize, gpus: usize) -> Inventory {
         memory_total_bytes: Some(80 << 30),
         mig_parent_uuid: None,
         mig_profile: None,
+        mig: None,
         arch: None,
         nvlink_domain: None,
         numa_node: None,

@@ -117,6 +117,7 @@ impl Host {
             memory_total_bytes: Some(MEMORY_BYTES),
             mig_parent_uuid: None,
             mig_profile: None,
+            mig: None,
             arch: None,
             nvlink_domain: None,
             numa_node: None,

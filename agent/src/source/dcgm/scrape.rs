@@ -146,6 +146,7 @@ fn describe(series: &Series<'_>, uuid: GpuUuid) -> Gpu {
         memory_total_bytes: None,
         mig_parent_uuid: None,
         mig_profile: None,
+        mig: None,
         arch: None,
         nvlink_domain: None,
         numa_node: None,

@@ -4,8 +4,11 @@
 use plimsoll_schemas::id::{GpuUuid, HostId, Slot};
 use plimsoll_schemas::inventory::Gpu;
 use plimsoll_schemas::reading::{Number, Reading};
+use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::sample::{Field, ZERO_CELSIUS_MK};
+use plimsoll_schemas::validate::Violation;
 
+use super::mig;
 use crate::source::GpuReading;
 
 /// A product: what NVML says of it.
@@ -29,6 +32,26 @@ pub struct Model {
     pub cpu_cores: u32,
     /// Memory of its hosts, GiB.
     pub ram_gib: u64,
+}
+
+impl Model {
+    /// Boards for training from Ampere on can be cut.
+    fn can_mig(&self) -> bool {
+        self.has_memory_temperature
+    }
+}
+
+/// What a driver says of a board with MIG mode on: there is no utilisation of it.
+fn without_utilization(out: GpuReading) -> GpuReading {
+    const NONE: [Field; 2] = [Field::UtilPercent, Field::MemoryUtilPercent];
+    let mut reading = Reading::default();
+    for &field in Field::ALL.iter().filter(|field| !NONE.contains(field)) {
+        if let Some(number) = out.reading.get(field) {
+            reading.set(field, number);
+        }
+    }
+    let refused = NONE.map(|field| Violation { field: Some(field), reason: Reason::NotSupported, raw: String::new() });
+    GpuReading { reading, refused: refused.to_vec(), ..out }
 }
 
 macro_rules! model {
@@ -153,12 +176,23 @@ pub struct SimHost {
 pub struct Fleet {
     /// Its hosts.
     pub hosts: Vec<SimHost>,
+    mig_gpus: usize,
 }
 
 impl Fleet {
     /// A fleet of `hosts` × `gpus`, the same for the same seed.
     pub fn new(seed: u64, hosts: u32, gpus: u32) -> Self {
-        Self { hosts: (0..hosts).map(|host| SimHost::new(seed, host, gpus)).collect() }
+        Self { hosts: (0..hosts).map(|host| SimHost::new(seed, host, gpus)).collect(), mig_gpus: 0 }
+    }
+
+    /// The same with MIG mode on for the last so many GPUs of every host whose model can.
+    pub fn with_mig(self, gpus: u32) -> Self {
+        Self { mig_gpus: gpus as usize, ..self }
+    }
+
+    fn has_mig(&self, host: usize, gpu: usize) -> bool {
+        let SimHost { model, gpus, .. } = &self.hosts[host];
+        model.can_mig() && gpu + self.mig_gpus >= gpus.len()
     }
 
     /// What the driver says of a GPU.
@@ -173,6 +207,7 @@ impl Fleet {
             memory_total_bytes: Some(model.memory_mib << 20),
             mig_parent_uuid: None,
             mig_profile: None,
+            mig: self.has_mig(host, gpu).then(|| mig::uncut(model.memory_mib)),
             arch: Some(model.arch.to_owned()),
             nvlink_domain: model.has_nvlink.then_some((gpu / 8) as u32),
             numa_node: Some((gpu / 4 % 2) as u16),
@@ -193,7 +228,8 @@ impl Fleet {
     /// What a GPU shows now.
     pub fn read(&self, host: usize, gpu: usize) -> GpuReading {
         let SimHost { model, gpus, groups, .. } = &self.hosts[host];
-        gpus[gpu].read(model, groups[gpus[gpu].group].work)
+        let out = gpus[gpu].read(model, groups[gpus[gpu].group].work);
+        if self.has_mig(host, gpu) { without_utilization(out) } else { out }
     }
 }
 
@@ -373,6 +409,21 @@ mod tests {
     fn the_same_seed_and_tick_give_the_same_readings() {
         assert_eq!(run(7, 300), run(7, 300));
         assert_ne!(run(7, 300), run(8, 300));
+    }
+
+    #[test]
+    fn the_last_gpus_of_hosts_whose_model_can_have_mig_mode_on_and_no_utilisation() {
+        let mut fleet = Fleet::new(7, 4, 8).with_mig(2);
+        (0..4).for_each(|host| fleet.step(host, 1_000));
+        let on = |host: usize| (0..8).filter(|&gpu| fleet.describe(host, gpu).mig.is_some()).collect::<Vec<_>>();
+        // The fourth host has L40S, which cannot be cut.
+        assert_eq!([on(0), on(1), on(2), on(3)], [vec![6, 7], vec![6, 7], vec![6, 7], vec![]]);
+        let (board, plain) = (fleet.read(0, 7), fleet.read(0, 5));
+        assert_eq!((board.reading.get(Field::UtilPercent), board.refused[0].reason), (None, Reason::NotSupported));
+        assert!(plain.reading.get(Field::UtilPercent).is_some() && plain.refused.is_empty());
+        assert_eq!(board.reading.get(Field::MemoryTotalBytes), plain.reading.get(Field::MemoryTotalBytes));
+        let gpus: Vec<Gpu> = (0..8).map(|gpu| fleet.describe(0, gpu)).collect();
+        assert_eq!(plimsoll_schemas::mig::check(&gpus), Ok(()));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 pub mod faults;
 pub mod fleet;
+pub mod mig;
 
 use plimsoll_schemas::id::HostId;
 use plimsoll_schemas::inventory::{Gpu, Placement};
@@ -23,6 +24,8 @@ pub struct Settings {
     pub hosts: u32,
     /// GPUs per host, 1..=256.
     pub gpus: u32,
+    /// How many of them, the last ones, have MIG mode on where their model can.
+    pub mig_gpus: u32,
     /// Seed of everything.
     pub seed: u64,
     /// Spacing of ticks, ms.
@@ -75,8 +78,8 @@ impl Source for Sim {
     }
 
     fn run(self: Box<Self>, out: Outlet, stop: Stop) {
-        let Settings { hosts, gpus, seed, interval_ms, ticks, speed, script } = self.settings;
-        let mut fleet = Fleet::new(seed, hosts, gpus);
+        let Settings { hosts, gpus, mig_gpus, seed, interval_ms, ticks, speed, script } = self.settings;
+        let mut fleet = Fleet::new(seed, hosts, gpus).with_mig(mig_gpus);
         for host in 0..fleet.hosts.len() {
             if !out.say(Signal::Host(Self::facts(&fleet, host))) {
                 return;

@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::fmt::Write;
 
+use plimsoll_schemas::mig::Promise;
 use plimsoll_schemas::out::{Assignment, Decided, Distributed, HostShare, LeaseGrant, NearestMiss, Outcome, ScoreParts};
 use plimsoll_schemas::request::WHOLE_MILLI;
 
@@ -65,7 +66,12 @@ fn granted(decided: &Decided) -> Vec<String> {
     lines.extend(decided.lease.as_ref().map(lease));
     if let Some(micro) = decided.score_micro {
         let parts = decided.parts.as_ref().map_or_else(String::new, |of| format!(": {}", parts(of)));
-        lines.push(format!("It scored {} in the policy's own unit{parts}.", score(micro)));
+        let makes = decided.assignments.iter().any(|gpu| gpu.mig.is_some());
+        lines.push(if makes {
+            format!("It scored {}: the share of places for new MIG instances that is lost on its boards.", score(micro))
+        } else {
+            format!("It scored {} in the policy's own unit{parts}.", score(micro))
+        });
     }
     lines
 }
@@ -78,13 +84,21 @@ fn gpus(assignments: &[Assignment]) -> Vec<String> {
         lines.push(format!("It is a gang of {members} members, placed together."));
     }
     let alike = |a: &Assignment, b: &Assignment| (a.member, &a.host, a.milli, a.vram_bytes) == (b.member, &b.host, b.milli, b.vram_bytes);
-    for gpus in assignments.chunk_by(alike) {
+    for gpus in assignments.chunk_by(|a, b| alike(a, b) && a.mig.is_none() && b.mig.is_none()) {
         let first = &gpus[0];
         let who = match &first.bundle {
             Some(bundle) => format!("Member {} ({bundle})", first.member),
             None if members > 1 => format!("Member {}", first.member),
             None => "It".to_owned(),
         };
+        if let Some(Promise { profile, start, .. }) = &first.mig {
+            let (slot, host, uuid) = (first.slot.0, &first.host, &first.device_uuid);
+            let with = gib(first.vram_bytes);
+            lines.push(format!(
+                "{who} is to stand as {profile} at slice {start} of {uuid} (GPU {slot} of {host}), which its holder makes, with {with}."
+            ));
+            continue;
+        }
         let share = if first.milli == WHOLE_MILLI { "all of".to_owned() } else { format!("{} thousandths of", first.milli) };
         let slots: Vec<String> = gpus.iter().map(|gpu| gpu.slot.0.to_string()).collect();
         let (many, each) = if gpus.len() > 1 { ("s", " each") } else { ("", "") };
@@ -278,6 +292,24 @@ mod tests {
              \x20 1 host was looked at, 1 could have taken it.\n\
              \x20 Decision 7 (local-0-41-1), by hybrid@1 with tables 00ff and mix of requests 00aa, on what the log said up to 0:41 (state 0011).\n"
         );
+    }
+
+    #[test]
+    fn a_mig_instance_that_is_to_be_made_is_said_with_where_it_goes() {
+        let made = |mut gpu: Value, start: u8| {
+            gpu["mig"] = json!({"profile": "2g.20gb", "start": start, "size": 2});
+            gpu
+        };
+        let text = said(json!({
+            "outcome": "placed", "hosts_considered": 1, "hosts_feasible": 1, "score_micro": -320_000,
+            "assignments": [made(gpu("a", 0, 0, 1000), 4), made(gpu("a", 0, 1, 1000), 2)],
+        }));
+        assert!(
+            text.contains("  Member 0 is to stand as 2g.20gb at slice 4 of GPU-1 (GPU 0 of a), which its holder makes, with 1.5 GiB.\n"),
+            "{text}"
+        );
+        assert!(text.contains("  Member 1 is to stand as 2g.20gb at slice 2 of GPU-1 "), "{text}");
+        assert!(text.contains("  It scored -0.320: the share of places for new MIG instances that is lost on its boards.\n"), "{text}");
     }
 
     #[test]

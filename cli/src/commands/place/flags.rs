@@ -45,7 +45,7 @@ struct Shape {
     /// GPU memory needed on each, such as 40GiB or 80GB; none = whatever there is
     #[arg(long, value_parser = bytes)]
     memory: Option<u64>,
-    /// MIG instances of this profile instead of GPUs, such as 1g.10gb
+    /// MIG instances of this profile instead of GPUs, such as 1g.10gb: those that exist, else places where the holder may make them
     #[arg(long, value_name = "PROFILE")]
     mig: Option<String>,
     /// How many equal members; all are placed, each on one host, or none is

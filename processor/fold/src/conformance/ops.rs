@@ -264,6 +264,7 @@ fn candidate(number: u32, device: Input<'_>) -> Result<Candidate, String> {
         driver: None,
         compute_capability: None,
         mig_profile: None,
+        mig: None,
         is_cut: false,
         nvlink_domain: None,
         numa_node: None,

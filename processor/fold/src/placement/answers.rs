@@ -8,6 +8,7 @@ use plimsoll_schemas::request::{Bundle, Locality, Topology};
 use super::ask::Ask;
 use super::candidate::Candidate;
 use super::cell::{Cell, Host};
+use super::mig;
 use super::policy::catalogue::Name;
 use super::policy::fleet::GPUS_PER_HOST_MAX;
 use super::policy::shape::Shape;
@@ -47,6 +48,8 @@ impl Question {
 pub struct Look {
     /// The GPUs that would do, and are near enough to each other: bit i = GPU i.
     pub open: u64,
+    /// Those of them that exist: of a board with MIG mode on only new instances can be had.
+    pub ready: u64,
     /// How many GPUs would do by themselves.
     pub passing: u32,
     /// What the host lacks.
@@ -120,8 +123,9 @@ impl Answers {
             if changed {
                 self.ask_gpus(cell, host, ask, bundle, shut.get(host).copied().flatten());
             }
-            if self.looks[host] != before || cell.is_void(policy, host, self.seen) {
-                self.keys[host] = if self.looks[host].misfit.is_some() { NO_FIT } else { self.bid(cell, host, shape, policy) };
+            // What is left of a board decides what a new instance costs, and shows in no look.
+            if self.looks[host] != before || cell.is_void(policy, host, self.seen) || (changed && bundle.mig_profile.is_some()) {
+                self.keys[host] = if self.looks[host].misfit.is_some() { NO_FIT } else { self.key(cell, host, bundle, shape, policy) };
             }
         }
         if self.seen == 0 {
@@ -130,11 +134,16 @@ impl Answers {
         self.seen = cell.now();
     }
 
+    fn key(&self, cell: &mut Cell, host: usize, bundle: &Bundle, shape: &Shape, policy: Name) -> i64 {
+        let making = mig::making(&cell.hosts()[host].gpus, self.looks[host], bundle);
+        making.map_or_else(|| self.bid(cell, host, shape, policy), |making| making.key)
+    }
+
     /// What the policy bids for a host. One that is like the one before it is not asked for.
     fn bid(&self, cell: &mut Cell, host: usize, shape: &Shape, policy: Name) -> i64 {
-        cell.open(host, self.looks[host].open);
+        cell.open(host, self.looks[host].ready);
         if host > 0 {
-            cell.open(host - 1, self.looks[host - 1].open);
+            cell.open(host - 1, self.looks[host - 1].ready);
         }
         let (policy, fleet) = cell.seated(policy);
         let like_the_last = host > 0 && self.keys[host - 1] != NO_FIT && policy.bids_last() && fleet.host(host).is_like(&fleet.host(host - 1));
@@ -149,7 +158,7 @@ impl Answers {
         let would_do = self.own.iter().take(GPUS_PER_HOST_MAX).enumerate().filter(|(_, own)| own.is_none());
         let open = would_do.fold(0_u64, |open, (gpu, _)| open | 1 << gpu);
         let (open, misfit) = if shut.is_some() { (0, shut) } else { lacks(host, open, ask, bundle) };
-        self.looks[number] = Look { open, passing, misfit };
+        self.looks[number] = Look { open, ready: mig::ready(&host.gpus, open, bundle), passing, misfit };
         for (at, own) in self.own.iter().enumerate() {
             let reason = if at < GPUS_PER_HOST_MAX {
                 own.iter().copied().chain(shut).min_by_key(|reason| reason.precedence()).or(misfit)

@@ -7,6 +7,7 @@ use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Bundle, WHOLE_MILLI};
 
 use super::ask::Ask;
+use super::mig::Board;
 use super::score::{self, Inputs, Score};
 use super::{Settings, vram};
 
@@ -28,6 +29,8 @@ pub struct Candidate {
     pub compute_capability: Option<Arc<str>>,
     /// Profile, of a MIG instance.
     pub mig_profile: Option<Arc<str>>,
+    /// What new instances it can have, of a board that says MIG mode is on: it is never placed on as a whole.
+    pub mig: Option<Board>,
     /// Whether it is cut into MIG instances: they are placed on, not it.
     pub is_cut: bool,
     /// GPUs of a host with the same number reach each other by NVLink.
@@ -100,12 +103,30 @@ impl Candidate {
         unless(!ask.allows_model(&self.model), Reason::ModelMismatch)?;
         unless(!ask.allows_driver(self.driver.as_deref()), Reason::DriverTooOld)?;
         unless(!ask.allows_compute_capability(self.compute_capability.as_deref()), Reason::ComputeCapability)?;
+        if let Some(board) = &self.mig {
+            return self.offer_new(board, bundle);
+        }
         unless(self.is_cut || bundle.mig_profile.as_deref() != self.mig_profile.as_deref(), Reason::MigProfile)?;
         unless(self.kept, Reason::Reserved)?;
         unless(self.reserved_milli.saturating_add(bundle.milli) > WHOLE_MILLI, self.reserved_by_whom(bundle))?;
         unless(bundle.vram_bytes > free, Reason::InsufficientMemory)?;
         unless(self.score().is_zero(), Reason::NoHeadroom)?;
         Ok(Offer { vram_bytes: reserved_by(bundle, free) })
+    }
+
+    /// What a board would give for a member that asks for an instance. Nobody has a share of what does not exist.
+    fn offer_new(&self, board: &Board, bundle: &Bundle) -> Result<Offer, Reason> {
+        let whole = bundle.mig_profile.as_deref().filter(|_| bundle.milli == WHOLE_MILLI);
+        let profile = whole.and_then(|name| board.profile(name)).ok_or(Reason::MigProfile)?;
+        let vram_bytes = board.profile_at(profile).memory_bytes;
+        if self.kept {
+            return Err(Reason::Reserved);
+        }
+        if bundle.vram_bytes > vram_bytes {
+            return Err(Reason::InsufficientMemory);
+        }
+        board.has_room(profile)?;
+        Ok(Offer { vram_bytes })
     }
 
     fn is_hot(&self) -> bool {
@@ -139,6 +160,7 @@ mod tests {
             driver: Some("550.54.15".into()),
             compute_capability: Some("9.0".into()),
             mig_profile: None,
+            mig: None,
             is_cut: false,
             nvlink_domain: None,
             numa_node: None,

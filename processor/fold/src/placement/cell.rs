@@ -70,9 +70,9 @@ impl Host {
     }
 
     /// It as policies see it. Its model is that of its first GPU; which GPUs may be taken is seen GPU by GPU. A GPU on which nothing may be
-    /// placed whatever is asked for has nothing left.
+    /// placed whatever is asked for has nothing left, nor has a board with MIG mode on: policies choose among what exists.
     fn standing(&self) -> Standing {
-        let left = |gpu: &Candidate| if gpu.gate.is_some() { 0 } else { WHOLE_MILLI.saturating_sub(gpu.reserved_milli) as i32 };
+        let left = |gpu: &Candidate| if gpu.gate.is_some() || gpu.mig.is_some() { 0 } else { WHOLE_MILLI.saturating_sub(gpu.reserved_milli) as i32 };
         Standing {
             model: self.gpus.first().map_or_else(|| Arc::from(""), |gpu| Arc::clone(&gpu.model)),
             cpu_milli: self.cpu_milli.unwrap_or(CPU_MILLI_UNKNOWN),
@@ -86,8 +86,11 @@ impl Host {
         let amount = |bytes: u64| sign * i64::try_from(bytes).unwrap_or(i64::MAX);
         self.cpu_milli = self.cpu_milli.map(|left| left.saturating_sub(amount(bundle.cpu_milli)));
         self.memory_bytes = self.memory_bytes.map(|left| left.saturating_sub(amount(bundle.memory_bytes)));
-        for &Part { gpu, vram_bytes, .. } in parts {
+        for &Part { gpu, vram_bytes, made, .. } in parts {
             let gpu = &mut self.gpus[gpu];
+            if let (Some(board), Some(made)) = (&mut gpu.mig, made) {
+                if sign > 0 { board.take(made) } else { board.give_back(made) }
+            }
             gpu.reserved_milli = gpu.reserved_milli.saturating_add_signed(sign as i32 * bundle.milli as i32);
             gpu.reserved_vram_bytes = gpu.reserved_vram_bytes.saturating_add_signed(amount(vram_bytes));
             gpu.unseen_vram_bytes = gpu.unseen_vram_bytes.saturating_add_signed(amount(vram_bytes));
@@ -301,13 +304,13 @@ impl Cell {
     /// Takes GPUs and what goes with them for a member of the bundle.
     pub fn take(&mut self, host: usize, bundle: &Bundle, shape: &Shape, parts: &[Part]) {
         self.hosts[host].add(bundle, parts, 1);
-        self.change_fleet(host, |fleet| fleet.place(place(host, parts), shape));
+        self.change_fleet(host, |fleet| fleet.place(place(host, parts), &existing(shape, parts)));
     }
 
     /// Gives back what was taken.
     pub fn give_back(&mut self, host: usize, bundle: &Bundle, shape: &Shape, parts: &[Part]) {
         self.hosts[host].add(bundle, parts, -1);
-        self.change_fleet(host, |fleet| fleet.release(place(host, parts), shape));
+        self.change_fleet(host, |fleet| fleet.release(place(host, parts), &existing(shape, parts)));
     }
 
     fn change_fleet(&mut self, host: usize, change: impl FnOnce(&mut Fleet)) {
@@ -323,6 +326,12 @@ impl Cell {
     }
 }
 
+/// What is taken of a host as policies see it: GPUs that exist.
 fn place(host: usize, parts: &[Part]) -> Place {
-    Place { host, gpus: parts.iter().fold(0, |set, part| set | 1 << part.gpu) }
+    Place { host, gpus: parts.iter().filter(|part| part.made.is_none()).fold(0, |set, part| set | 1 << part.gpu) }
+}
+
+/// What is asked for of such GPUs.
+fn existing(shape: &Shape, parts: &[Part]) -> Shape {
+    Shape { gpus: parts.iter().filter(|part| part.made.is_none()).count() as u32, ..*shape }
 }

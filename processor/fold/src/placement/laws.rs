@@ -1,9 +1,11 @@
 //! What every choice must keep, whatever the policy prefers: tests only.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use plimsoll_schemas::id::{HostId, Slot};
 use plimsoll_schemas::inventory;
+use plimsoll_schemas::mig::{Instance, Mig, Profile, Promise, SLICES_MAX};
 use plimsoll_schemas::out::Outcome;
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Bundle, Constraints, Domain, Locality, Place, Spread, Topology, WHOLE_MILLI};
@@ -13,6 +15,7 @@ use super::Settings;
 use super::ask::Ask;
 use super::candidate::Candidate;
 use super::cell::{Cell, Chooser, Hashed, Host};
+use super::mig::Board;
 use super::plan::Neighbours;
 use super::policy::catalogue::Name;
 use super::policy::host::CLASSES;
@@ -21,6 +24,8 @@ use super::reputation::Reputation;
 use super::select::{Choice, choose};
 
 const GIB: u64 = 1 << 30;
+/// Memory of every MIG instance, GiB.
+const INSTANCE_GIB: u64 = 30;
 
 /// A GPU that owns what a candidate borrows.
 #[derive(Debug, Clone)]
@@ -35,6 +40,15 @@ struct Gpu {
     reserved_milli: u32,
     reserved_gib: u64,
     numa_node: u16,
+    kind: Kind,
+}
+
+/// What MIG makes of a GPU.
+#[derive(Debug, Clone)]
+enum Kind {
+    Plain,
+    Instance(&'static str),
+    Board(Mig, Vec<Promise>),
 }
 
 #[derive(Debug, Clone)]
@@ -60,6 +74,13 @@ impl Owned {
 }
 
 impl Gpu {
+    fn board(&self) -> Option<Board> {
+        let Kind::Board(mig, promised) = &self.kind else { return None };
+        let mut board = Board::new(Arc::new(mig.clone()));
+        promised.iter().for_each(|promise| board.promise(promise));
+        Some(board)
+    }
+
     fn candidate(&self) -> Candidate {
         Candidate {
             number: self.number,
@@ -67,7 +88,8 @@ impl Gpu {
             model: self.model.into(),
             driver: None,
             compute_capability: None,
-            mig_profile: None,
+            mig_profile: if let Kind::Instance(profile) = self.kind { Some(profile.into()) } else { None },
+            mig: self.board(),
             is_cut: false,
             nvlink_domain: None,
             numa_node: Some(self.numa_node),
@@ -85,13 +107,48 @@ impl Gpu {
     }
 }
 
+/// A board of up to twelve slices: random profiles, and instances and promises wherever they are legal and still fit.
+fn any_board() -> impl Strategy<Value = Kind> {
+    let profile = (1..6u8, prop::collection::btree_set(0..7u8, 1..6), prop::option::of(1..3u8));
+    let wishes = prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<bool>()), 0..6);
+    (prop::collection::vec(profile, 1..4), wishes).prop_map(|(profiles, wishes)| {
+        let profile = |((size, starts, instances_max), name): (_, &&str)| Profile {
+            name: (*name).to_owned(),
+            memory_bytes: INSTANCE_GIB * GIB,
+            size,
+            starts: BTreeSet::<u8>::into_iter(starts).collect(),
+            instances_max,
+        };
+        let profiles: Vec<Profile> = profiles.into_iter().zip(&PROFILES).map(profile).collect();
+        let (mut instances, mut promised, mut taken) = (Vec::new(), Vec::new(), 0);
+        for (which, at, exists) in wishes {
+            let profile = &profiles[which.index(profiles.len())];
+            let (name, start, size) = (profile.name.clone(), profile.starts[at.index(profile.starts.len())], profile.size);
+            let instance = Instance { profile: name.clone(), start, size, uuid: None };
+            if taken & instance.slices().mask() == 0 {
+                taken |= instance.slices().mask();
+                if exists { instances.push(instance) } else { promised.push(Promise { profile: name, start, size }) }
+            }
+        }
+        Kind::Board(Mig { profiles, instances }, promised)
+    })
+}
+
+/// Every profile there is.
+const PROFILES: [&str; 3] = ["small", "middle", "large"];
+
+fn any_kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![4 => Just(Kind::Plain), 1 => prop::sample::select(&PROFILES[..]).prop_map(Kind::Instance), 2 => any_board()]
+}
+
 prop_compose! {
     fn any_gpu()(
         model in prop::sample::select(vec!["H100", "A100"]), used_gib in 0..=70u64, hot in prop::bool::weighted(0.05), kept in prop::bool::weighted(0.05),
         gate in prop::option::weighted(0.1, prop::sample::select(vec![Reason::Stale, Reason::Cordoned, Reason::Draining])),
         reserved_milli in prop::sample::select(vec![0, 0, 0, 300, 1_000]), reserved_gib in 0..=40u64, numa_node in 0..2u16,
+        kind in any_kind(),
     ) -> Gpu {
-        Gpu { number: 0, slot: 0, model, used_gib, hot, gate, kept, reserved_milli, reserved_gib, numa_node }
+        Gpu { number: 0, slot: 0, model, used_gib, hot, gate, kept, reserved_milli, reserved_gib, numa_node, kind }
     }
 }
 
@@ -112,13 +169,15 @@ fn any_cell() -> impl Strategy<Value = Vec<Owned>> {
 }
 
 fn any_place() -> impl Strategy<Value = Place> {
-    let bundle = (1..4u32, 1..4u32, prop::sample::select(vec![250, 700, 1_000, 1_000]), 0..=40u64, 0..20u64).prop_map(
-        |(count, members, milli, vram_gib, cores)| Bundle {
+    let profile = prop::option::of(prop::sample::select(&PROFILES[..]).prop_map(str::to_owned));
+    let bundle = (1..4u32, 1..4u32, prop::sample::select(vec![250, 700, 1_000, 1_000]), 0..=40u64, 0..20u64, profile).prop_map(
+        |(count, members, milli, vram_gib, cores, mig_profile)| Bundle {
             count,
             members,
             milli,
             vram_bytes: vram_gib * GIB,
             cpu_milli: cores * 1_000,
+            mig_profile,
             ..Bundle::default()
         },
     );
@@ -158,12 +217,28 @@ fn cell_of(owned: &[Owned], backwards: bool) -> Cell {
     Cell::new(hosts, Settings { vram_limit_bp: 9_000 })
 }
 
+/// A new instance stands where its profile may, on nothing that exists, is promised or was given before, and there are not too many of it.
+fn is_legal(mig: &Mig, promised: &[Promise], bundle: &Bundle, made: Option<Promise>, given: &mut Vec<Promise>) -> Result<(), TestCaseError> {
+    let made = made.expect("a place on a board is a promise");
+    let profile = mig.profiles.iter().find(|profile| profile.name == made.profile).expect("a profile of the board");
+    prop_assert_eq!(Some(&made.profile), bundle.mig_profile.as_ref());
+    prop_assert!(profile.places().any(|place| place == made.slices()) && made.start + made.size <= SLICES_MAX);
+    let existing = mig.instances.iter().map(|of| (&of.profile, of.slices()));
+    let others: Vec<_> = existing.chain(promised.iter().chain(given.iter()).map(|of| (&of.profile, of.slices()))).collect();
+    prop_assert!(others.iter().all(|(_, place)| place.mask() & made.slices().mask() == 0), "{:?} overlaps one of {:?}", made, others);
+    let there = others.iter().filter(|(name, _)| **name == made.profile).count();
+    prop_assert!(profile.instances_max.is_none_or(|most| there < usize::from(most)), "too many of one profile");
+    given.push(made);
+    Ok(())
+}
+
 /// What a placement must keep.
 fn holds(cell: &[Owned], place: &Place, choice: &Choice) -> Result<(), TestCaseError> {
     let bundles: Vec<&Bundle> = place.bundles.iter().flat_map(|bundle| std::iter::repeat_n(bundle, bundle.members as usize)).collect();
     let gpus: BTreeMap<u32, (&Owned, &Gpu)> = cell.iter().flat_map(|host| host.gpus.iter().map(move |gpu| (gpu.number, (host, gpu)))).collect();
     let (mut taken, mut cpu) = (BTreeMap::<u32, (u32, u64)>::new(), BTreeMap::<&HostId, i64>::new());
     let mut stands = Vec::new();
+    let mut given = BTreeMap::<u32, Vec<Promise>>::new();
     for (member, bundle) in (0..).zip(&bundles) {
         let of_member: Vec<_> = choice.picks.iter().filter(|pick| pick.member == member).collect();
         let distinct: BTreeSet<u32> = of_member.iter().map(|pick| pick.number).collect();
@@ -173,6 +248,16 @@ fn holds(cell: &[Owned], place: &Place, choice: &Choice) -> Result<(), TestCaseE
         *cpu.entry(&host.id).or_default() += bundle.cpu_milli as i64;
         stands.push(host);
         for pick in of_member {
+            let gpu = gpus[&pick.number].1;
+            prop_assert_eq!(matches!(gpu.kind, Kind::Board(..)), pick.slices.is_some(), "a board is used through new instances and nothing else");
+            if let Kind::Board(mig, promised) = &gpu.kind {
+                is_legal(mig, promised, bundle, choice.promise(place, pick), given.entry(pick.number).or_default())?;
+                prop_assert!(pick.milli == WHOLE_MILLI && pick.vram_bytes == INSTANCE_GIB * GIB && pick.vram_bytes >= bundle.vram_bytes);
+                prop_assert!(gpu.gate.is_none() && !gpu.hot && !gpu.kept && place.model.as_deref().is_none_or(|model| model == gpu.model));
+                continue;
+            }
+            let is_of = if let Kind::Instance(profile) = gpu.kind { Some(profile) } else { None };
+            prop_assert_eq!(bundle.mig_profile.as_deref(), is_of);
             let sum = taken.entry(pick.number).or_default();
             *sum = (sum.0 + pick.milli, sum.1 + pick.vram_bytes);
             prop_assert!(pick.vram_bytes >= bundle.vram_bytes && pick.milli == bundle.milli);

@@ -11,6 +11,7 @@ pub mod reliability;
 pub mod shards;
 pub mod ask;
 pub mod candidate;
+pub mod mig;
 pub mod cell;
 pub mod answers;
 pub mod plan;

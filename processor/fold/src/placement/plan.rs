@@ -12,6 +12,7 @@ use plimsoll_schemas::request::{Bundle, Domain, Locality};
 use super::answers::{Answers, Question};
 use super::ask::Ask;
 use super::cell::{Cell, Host};
+use super::mig::{self, Made};
 use super::policy::catalogue::Name;
 use super::policy::fleet::GPUS_PER_HOST_MAX;
 use super::policy::shape::Shape;
@@ -46,6 +47,8 @@ pub struct Part {
     pub vram_bytes: u64,
     /// How much room it had before, by `headroom@1`, millionths.
     pub score_micro: u32,
+    /// The MIG instance that is to be made on it; absent = it exists.
+    pub made: Option<Made>,
 }
 
 /// A gang on its way. Whoever ends it says so with [`Plan::end`]: then the cell is as it was.
@@ -133,16 +136,19 @@ impl<'c, 'a> Plan<'c, 'a> {
 
     /// What a host's key is made of.
     pub fn parts(&mut self, host: usize, bundle: usize) -> Option<ScoreParts> {
-        let open = self.answers(bundle).look(host).open;
-        self.cell.open(host, open);
+        let look = self.answers(bundle).look(host);
+        self.cell.open(host, look.ready);
+        if mig::making(&self.cell.hosts()[host].gpus, look, self.bundle(bundle)).is_some() {
+            return None;
+        }
         let ((policy, fleet), shape) = (self.cell.seated(self.policy), &self.shapes[bundle]);
         let host = fleet.host(host);
         policy.parts(&host, shape, policy.bid(&host, shape).gpus)
     }
 
-    /// How much one step of a key is, in millionths of the policy's unit.
-    pub fn micro_per_key(&self) -> i64 {
-        self.cell.seated(self.policy).0.micro_per_key()
+    /// What a key is worth, in millionths of the policy's unit; where MIG instances have to be made, less the legal places lost, in millionths.
+    pub fn worth_micro(&self, key: i64) -> i64 {
+        mig::worth_micro(key).unwrap_or_else(|| key.saturating_mul(self.cell.seated(self.policy).0.micro_per_key()))
     }
 
     /// Takes all members back and remembers what was answered.
@@ -157,7 +163,10 @@ impl<'c, 'a> Plan<'c, 'a> {
     /// The largest members first, of equals in their order.
     fn order(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.ask.members.len()).collect();
-        order.sort_by_key(|&member| std::cmp::Reverse(self.shapes[self.ask.members[member]].total_milli()));
+        let bundles = self.ask.bundles().iter().zip(&self.shapes);
+        let gpus = || self.cell.hosts().iter().flat_map(|host| &host.gpus);
+        let sizes: Vec<_> = bundles.map(|(bundle, shape)| (std::cmp::Reverse(shape.total_milli()), mig::largest_first(gpus(), bundle))).collect();
+        order.sort_by_key(|&member| sizes[self.ask.members[member]]);
         order
     }
 
@@ -169,7 +178,9 @@ impl<'c, 'a> Plan<'c, 'a> {
                 *left.entry(value).or_default() += self.cell.fleet().host(number).idle_milli;
             }
         }
-        let need = i64::try_from(self.ask.total_milli()).unwrap_or(i64::MAX);
+        // What can be made of MIG instances is not among what is left.
+        let makes = self.ask.bundles().iter().any(|bundle| bundle.mig_profile.is_some());
+        let need = if makes { 0 } else { i64::try_from(self.ask.total_milli()).unwrap_or(i64::MAX) };
         let mut groups: Vec<(i64, &str)> = left.into_iter().map(|(value, left)| (left, value)).filter(|&(left, _)| left >= need).collect();
         groups.sort_unstable();
         groups.into_iter().map(|(_, value)| value.to_owned()).collect()
@@ -204,17 +215,24 @@ impl<'c, 'a> Plan<'c, 'a> {
         let number = self.ask.members[member];
         let bundle = &self.ask.bundles()[number];
         let parts = self.parts(host, number);
-        let (policy, fleet) = self.cell.seated(self.policy);
-        let bid = policy.bid(&fleet.host(host), &self.shapes[number]);
         let gpus = &self.cell.hosts()[host].gpus;
+        let (bits, key, made) = match mig::making(gpus, self.answered(number).look(host), bundle) {
+            Some(making) => (making.gpus, making.key, making.made),
+            None => {
+                let (policy, fleet) = self.cell.seated(self.policy);
+                let bid = policy.bid(&fleet.host(host), &self.shapes[number]);
+                (bid.gpus, bid.key, Vec::new())
+            }
+        };
         let part = |gpu: usize| Part {
             gpu,
             vram_bytes: gpus[gpu].offer(self.ask, bundle, self.cell.settings()).map_or(0, |offer| offer.vram_bytes),
             score_micro: gpus[gpu].score().micro(),
+            made: made.iter().find(|&&(board, _)| board == gpu).map(|&(_, made)| made),
         };
-        let gpus: Vec<Part> = (0..GPUS_PER_HOST_MAX).filter(|gpu| bid.gpus >> gpu & 1 == 1).map(part).collect();
+        let gpus: Vec<Part> = (0..GPUS_PER_HOST_MAX).filter(|gpu| bits >> gpu & 1 == 1).map(part).collect();
         self.cell.take(host, bundle, &self.shapes[number], &gpus);
-        self.taken.push(Taken { member, host, gpus, key: bid.key, parts });
+        self.taken.push(Taken { member, host, gpus, key, parts });
     }
 
     /// Takes all members back.

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use plimsoll_schemas::candidates::Candidates;
 use plimsoll_schemas::id::HostId;
+use plimsoll_schemas::mig::{Promise, Slices};
 use plimsoll_schemas::out::{NearestMiss, Outcome, RunnerUp, ScoreParts};
 use plimsoll_schemas::reason::Reason;
-use plimsoll_schemas::request::Bundle;
+use plimsoll_schemas::request::{Bundle, Place};
 
 use super::ask::Ask;
 use super::candidate::Candidate;
@@ -34,6 +35,8 @@ pub struct Pick {
     pub vram_bytes: u64,
     /// How much room it had, by `headroom@1`, millionths.
     pub score_micro: u32,
+    /// Where on it a MIG instance is to be made; absent = it exists.
+    pub slices: Option<Slices>,
 }
 
 /// What became of a request.
@@ -90,6 +93,17 @@ impl Choice {
             by_gpu_alone: false,
         }
     }
+
+    /// The bundle of a member of a request that was placed.
+    pub fn bundle_of<'p>(&self, place: &'p Place, member: u32) -> Option<&'p Bundle> {
+        self.hosts.get(member as usize).and_then(|&(_, bundle)| place.bundles.get(bundle))
+    }
+
+    /// The MIG instance that a pick is to become, if it does not exist yet.
+    pub fn promise(&self, place: &Place, pick: &Pick) -> Option<Promise> {
+        let (Slices { start, size }, profile) = (pick.slices?, self.bundle_of(place, pick.member)?.mig_profile.clone()?);
+        Some(Promise { profile, start, size })
+    }
 }
 
 /// Chooses places for every member of a request, or for none. Of hosts and GPUs that are worth the same the lesser name and slot are taken.
@@ -118,7 +132,7 @@ fn carry_out(plan: &mut Plan<'_, '_>, ask: &Ask<'_>) -> Choice {
             let (refused, candidates) = before.map_or_else(Default::default, |(refused, candidates)| (refused, Some(candidates)));
             let mut taken = plan.taken().to_vec();
             taken.sort_by_key(|taken| taken.member);
-            let (micro, hosts) = (plan.micro_per_key(), plan.cell().hosts());
+            let hosts = plan.cell().hosts();
             let chosen = taken.first().map(|taken| taken.host);
             let others = best.iter().filter(|&&(host, ..)| Some(host) != chosen).take(RUNNERS_UP_MAX);
             let by_gpu_alone = |taken: &Taken| hosts[taken.host].is_by_gpu_alone(&ask.bundles()[ask.members[taken.member]]);
@@ -126,7 +140,7 @@ fn carry_out(plan: &mut Plan<'_, '_>, ask: &Ask<'_>) -> Choice {
                 outcome: Outcome::Placed,
                 picks: picks(hosts, ask, &taken),
                 hosts: taken.iter().map(|taken| (hosts[taken.host].id.clone(), ask.members[taken.member])).collect(),
-                score_micro: Some(taken.iter().fold(0, |sum: i64, taken| sum.saturating_add(taken.key.saturating_mul(micro)))),
+                score_micro: Some(taken.iter().fold(0, |sum: i64, taken| sum.saturating_add(plan.worth_micro(taken.key)))),
                 parts: sum(taken.iter().map(|taken| taken.parts)),
                 reason: None,
                 detail: None,
@@ -136,7 +150,7 @@ fn carry_out(plan: &mut Plan<'_, '_>, ask: &Ask<'_>) -> Choice {
                 candidates,
                 nearest_miss: None,
                 runners_up: others
-                    .map(|&(host, key, parts)| RunnerUp { host: hosts[host].id.clone(), score_micro: key.saturating_mul(micro), parts })
+                    .map(|&(host, key, parts)| RunnerUp { host: hosts[host].id.clone(), score_micro: plan.worth_micro(key), parts })
                     .collect(),
                 by_gpu_alone: taken.iter().any(by_gpu_alone),
             }
@@ -213,7 +227,14 @@ fn picks(hosts: &[Host], ask: &Ask<'_>, taken: &[Taken]) -> Vec<Pick> {
     let of_member = |taken: &Taken| {
         let (member, milli) = (taken.member as u32, ask.bundles()[ask.members[taken.member]].milli);
         let gpus = &hosts[taken.host].gpus;
-        let pick = |part: &Part| Pick { number: gpus[part.gpu].number, member, milli, vram_bytes: part.vram_bytes, score_micro: part.score_micro };
+        let pick = |part: &Part| Pick {
+            number: gpus[part.gpu].number,
+            member,
+            milli,
+            vram_bytes: part.vram_bytes,
+            score_micro: part.score_micro,
+            slices: part.made.map(|made| made.slices),
+        };
         taken.gpus.iter().map(pick).collect::<Vec<_>>()
     };
     taken.iter().flat_map(of_member).collect()

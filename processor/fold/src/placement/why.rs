@@ -153,8 +153,19 @@ impl<'p> Refusals<'p> {
         if reason == Reason::MigProfile {
             return match &bundle.mig_profile {
                 Some(profile) => format!("MIG profile {profile:?} is asked for"),
-                None => "a GPU is asked for, and these are cut into MIG instances".to_owned(),
+                None => "a GPU is asked for, and these are cut into MIG instances, or can be".to_owned(),
             };
+        }
+        if reason == Reason::MigNoSlice || reason == Reason::MigStart {
+            let name = bundle.mig_profile.as_deref().unwrap_or_default();
+            let boards = open().filter_map(|gpu| {
+                let board = gpu.mig.as_ref()?;
+                let at = board.profile(name)?;
+                Some((board.free_slices(at), board.profile_at(at).size))
+            });
+            let (most, size) = boards.max().unwrap_or_default();
+            let but = if reason == Reason::MigStart { ", but not where one may start, or there are as many as there can be" } else { "" };
+            return format!("a new {name} takes {size} memory slices, the most free on one board are {most}{but}");
         }
         format!("{reason} stands in the way")
     }

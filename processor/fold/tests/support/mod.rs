@@ -91,6 +91,7 @@ pub fn gpu(host: usize, slot: usize) -> Gpu {
         memory_total_bytes: Some(TOTAL),
         mig_parent_uuid: None,
         mig_profile: None,
+        mig: None,
         arch: None,
         nvlink_domain: None,
         numa_node: None,

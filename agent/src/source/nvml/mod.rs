@@ -1,6 +1,9 @@
 //! Reads the GPUs of this host through NVML. The library is loaded when it is there: without it the agent says so, stays healthy and
-//! tries again. Once loaded it stays for life, because each opening may cost a full GPU initialisation. MIG instances are not read here
-//! (NVML has no utilisation for them below Hopper's GPM); their board is.
+//! tries again. Once loaded it stays for life, because each opening may cost a full GPU initialisation. Of a MIG instance only memory is read
+//! (NVML has no utilisation for it below Hopper's GPM); everything else is its board's.
+
+mod mig;
+mod raw;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,6 +24,7 @@ use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::sample::{Field, ZERO_CELSIUS_MK};
 use plimsoll_schemas::validate::Violation;
 
+use self::mig::{as_gpus, of_board};
 use super::rate::Beat;
 use super::{Delivery, GpuReading, Held, HostEvent, HostFacts, HostTick, Outlet, Signal, Source};
 use crate::clock::{Moment, Stop, wall_now};
@@ -40,6 +44,8 @@ const MEMORY_TEMPERATURE: FieldId = FieldId(82);
 const REMAPPED: [FieldId; 3] = [FieldId(143), FieldId(144), FieldId(145)];
 /// Slow tier: every this many ticks.
 const SLOW_EVERY: u32 = 15;
+/// GPUs and MIG instances are looked for every this many ticks. The cell waits for two looks before it takes slices that nobody names for empty.
+const LOOK_EVERY: u64 = 60;
 
 /// The source.
 #[derive(Debug)]
@@ -64,20 +70,20 @@ impl Source for NvmlSource {
     fn run(self: Box<Self>, out: Outlet, stop: Stop) {
         let Some(nvml) = self.load(&stop) else { return };
         let mut samplers: Samplers<GpuReading> = Samplers::default();
-        let mut gpus: Vec<Gpu> = Vec::new();
+        let mut gpus: Vec<Found> = Vec::new();
         let mut beat = Beat::new(self.interval_ms);
         let deadline = Duration::from_millis(u64::from(self.interval_ms) / 2).min(Duration::from_millis(500));
         let (mut looked, mut watcher) = (false, Stop::default());
         while let Some(number) = beat.next(&stop) {
-            if !looked || number.is_multiple_of(60) {
+            if !looked || number.is_multiple_of(LOOK_EVERY) {
                 looked = true;
-                let before = gpus.len();
-                self.discover(nvml, &mut gpus, &mut samplers);
-                if gpus.len() > before {
-                    if !out.say(Signal::Host(self.facts(&gpus))) {
-                        break;
-                    }
-                    // The set of watched GPUs is fixed when the waiting starts: new GPUs, new watcher.
+                let boards = |gpus: &[Found]| gpus.iter().filter(|found| found.gpu.mig_parent_uuid.is_none()).count();
+                let before = boards(&gpus);
+                if self.discover(nvml, &mut gpus, &mut samplers) && !out.say(Signal::Host(self.facts(&gpus))) {
+                    break;
+                }
+                // The set of watched GPUs is fixed when the waiting starts: new GPUs, new watcher.
+                if boards(&gpus) > before {
                     watcher.stop();
                     watcher = Stop::default();
                     self.watch_events(nvml, &out, &watcher);
@@ -90,7 +96,7 @@ impl Source for NvmlSource {
             let readings = samplers.read(deadline).into_iter().flatten().filter(|reading| reading.reading != Default::default()).collect();
             for hung in samplers.newly_hung(HUNG_AFTER_MS) {
                 let kind = EventKind::SamplerHung { hung_ms: hung.hung_ms };
-                let uuid = Some(gpus[hung.number].uuid.clone());
+                let uuid = Some(gpus[hung.number].gpu.uuid.clone());
                 out.say(Signal::Event(HostEvent { host: self.host.clone(), happened_at: wall_now(), uuid, kind, detail: None }));
             }
             let held = Held::SinceBoot(at.boot_ns);
@@ -146,12 +152,13 @@ impl NvmlSource {
         }
     }
 
-    /// Adds GPUs that were not there before. One that has gone keeps its place and its thread.
-    fn discover(&self, nvml: &'static Nvml, gpus: &mut Vec<Gpu>, samplers: &mut Samplers<GpuReading>) {
-        let count = nvml.device_count().unwrap_or(0);
-        for index in 0..count {
+    /// Adds GPUs that were not there before, and notes how boards are cut now; whether something changed. One that has gone keeps its place and
+    /// its thread.
+    fn discover(&self, nvml: &'static Nvml, gpus: &mut Vec<Found>, samplers: &mut Samplers<GpuReading>) -> bool {
+        let mut changed = false;
+        for index in 0..nvml.device_count().unwrap_or(0) {
             let described = nvml.device_by_index(index).and_then(|device| describe(nvml, &device, index).map(|gpu| (device, gpu)));
-            let (device, gpu) = match described {
+            let (device, mut gpu) = match described {
                 Ok(found) => found,
                 Err(error) => {
                     self.metrics.source_errors.get_or_create(&by("cause", "nvml_device")).inc();
@@ -159,25 +166,29 @@ impl NvmlSource {
                     continue;
                 }
             };
-            if gpus.iter().any(|known| known.uuid == gpu.uuid) {
-                continue;
+            let instances = as_gpus(nvml, &mut gpu);
+            for known in gpus.iter_mut().filter(|known| known.gpu.mig_parent_uuid.as_ref() == Some(&gpu.uuid)) {
+                let is_there = instances.iter().any(|instance| instance.uuid == known.gpu.uuid);
+                changed |= std::mem::replace(&mut known.is_there, is_there) != is_there;
             }
             let mut reader = Reader { device, uuid: gpu.uuid.clone(), unsupported: BTreeMap::new(), ticks: 0, metrics: self.metrics.clone() };
-            match samplers.add(format!("gpu-{index}"), move || reader.read()) {
-                Ok(_) => gpus.push(gpu),
-                Err(error) => tracing::error!(index, %error, "no thread for this GPU"),
+            changed |= found(gpu, gpus, samplers, move || reader.read());
+            for instance in instances {
+                let uuid = instance.uuid.clone();
+                changed |= found(instance, gpus, samplers, move || read_instance(nvml, &uuid));
             }
         }
+        changed
     }
 
-    fn facts(&self, gpus: &[Gpu]) -> HostFacts {
+    fn facts(&self, gpus: &[Found]) -> HostFacts {
         HostFacts {
             host: self.host.clone(),
             hostname: self.hostname.clone(),
             placement: Placement::default(),
             cpu_cores: std::thread::available_parallelism().ok().and_then(|cores| u32::try_from(cores.get()).ok()),
             ram_bytes: ram_bytes(),
-            gpus: gpus.to_vec(),
+            gpus: gpus.iter().filter(|found| found.is_there).map(|found| found.gpu.clone()).collect(),
         }
     }
 
@@ -189,6 +200,48 @@ impl NvmlSource {
             tracing::error!(%error, "no thread for NVML events");
         }
     }
+}
+
+/// A GPU or MIG instance that was found.
+#[derive(Debug)]
+struct Found {
+    gpu: Gpu,
+    /// Whether its board still names it; always so of a board.
+    is_there: bool,
+}
+
+/// Notes what was found, and starts its thread if it is new; whether something changed. Of what is known already only how it is cut can change.
+fn found(gpu: Gpu, gpus: &mut Vec<Found>, samplers: &mut Samplers<GpuReading>, read: impl FnMut() -> GpuReading + Send + 'static) -> bool {
+    if let Some(known) = gpus.iter_mut().find(|known| known.gpu.uuid == gpu.uuid) {
+        let (is_cut, is_of) = ((&gpu.mig, &gpu.mig_profile), &gpu.mig_parent_uuid);
+        let changed = (is_cut, is_of) != ((&known.gpu.mig, &known.gpu.mig_profile), &known.gpu.mig_parent_uuid);
+        (known.gpu.mig, known.gpu.mig_profile, known.gpu.mig_parent_uuid) = (gpu.mig, gpu.mig_profile, gpu.mig_parent_uuid);
+        return changed;
+    }
+    let uuid = gpu.uuid.clone();
+    match samplers.add(format!("gpu-{}", samplers.len()), read) {
+        Ok(_) => gpus.push(Found { gpu, is_there: true }),
+        Err(error) => {
+            tracing::error!(%uuid, %error, "no thread for this GPU");
+            return false;
+        }
+    }
+    true
+}
+
+/// What a MIG instance says of itself. Its handle goes stale whenever its board is cut anew, so it is asked for each time.
+fn read_instance(nvml: &Nvml, uuid: &GpuUuid) -> GpuReading {
+    let mut out = GpuReading::new(uuid.clone());
+    if let Ok(device) = nvml.device_by_uuid(uuid.as_str()) {
+        if let Ok(memory) = device.memory_info() {
+            out.reading.set(Field::MemoryUsedBytes, memory.used);
+            out.reading.set(Field::MemoryTotalBytes, memory.total);
+        }
+        if let Ok(processes) = device.running_compute_processes_count() {
+            out.reading.set(Field::Procs, u64::from(processes));
+        }
+    }
+    out
 }
 
 /// Waits for XIDs of all GPUs until asked to stop.
@@ -234,6 +287,7 @@ fn describe(nvml: &Nvml, device: &Device<'_>, index: u32) -> Result<Gpu, NvmlErr
     let uuid = text.parse::<GpuUuid>().map_err(|_| NvmlError::InvalidArg)?;
     Ok(Gpu {
         slot: Slot(0),
+        mig: of_board(device, &uuid),
         uuid,
         index: u16::try_from(index).unwrap_or(u16::MAX),
         model: device.name().unwrap_or_else(|_| "unknown".to_owned()),
