@@ -40,42 +40,13 @@ pub fn bin_bounds(bin: u16) -> (u64, u64) {
     (low, low + ((1u64 << shift) - 1))
 }
 
-/// A bin and its count in one number, which orders as bins do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-struct Counted(u64);
-
-impl Counted {
-    fn new(bin: u16, count: u32) -> Self {
-        Self(u64::from(bin) << 32 | u64::from(count))
-    }
-
-    fn bin(self) -> u16 {
-        (self.0 >> 32) as u16
-    }
-
-    fn count(self) -> u32 {
-        self.0 as u32
-    }
-
-    /// The same bin, counted so often more.
-    fn more(self, count: u32) -> Self {
-        Self::new(self.bin(), self.count().saturating_add(count))
-    }
-}
-
-impl Serialize for Counted {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        (self.bin(), self.count()).serialize(to)
-    }
-}
-
 /// Counts per bin, sparse. What is added stands at the end until somebody asks for the bins in order: sorting a few at once is cheaper than
 /// finding the place of each.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(from = "Stored")]
 pub struct Sketch {
     /// The first `sorted` of them rise; behind them a bin may stand anywhere, and again.
-    bins: Vec<Counted>,
+    bins: Vec<(u16, u32)>,
     sorted: usize,
 }
 
@@ -88,21 +59,21 @@ struct Stored {
 
 impl From<Stored> for Sketch {
     fn from(Stored { bins }: Stored) -> Self {
-        Self { sorted: bins.len(), bins: bins.into_iter().map(|(bin, count)| Counted::new(bin, count)).collect() }
+        Self { sorted: bins.len(), bins }
     }
 }
 
 impl Serialize for Sketch {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let mut sketch = to.serialize_struct("Sketch", 1)?;
-        sketch.serialize_field("bins", &*self.settled())?;
+        sketch.serialize_field("bins", &*self.bins())?;
         sketch.end()
     }
 }
 
 impl PartialEq for Sketch {
     fn eq(&self, other: &Self) -> bool {
-        self.settled() == other.settled()
+        self.bins() == other.bins()
     }
 }
 
@@ -124,7 +95,7 @@ impl Sketch {
     pub fn add(&mut self, value: u64) {
         let bin = bin_of(value);
         match self.bins.last_mut() {
-            Some(last) if last.bin() == bin => *last = last.more(1),
+            Some((last, counted)) if *last == bin => *counted = counted.saturating_add(1),
             Some(_) | None => self.push(bin),
         }
     }
@@ -133,29 +104,31 @@ impl Sketch {
         if self.bins.is_empty() {
             self.bins.reserve_exact(BINS_FIRST);
         }
-        if self.sorted == self.bins.len() && self.bins.last().is_none_or(|last| last.bin() < bin) {
+        if self.sorted == self.bins.len() && self.bins.last().is_none_or(|&(last, _)| last < bin) {
             self.sorted += 1;
         }
-        self.bins.push(Counted::new(bin, 1));
-        self.settle_if_many();
+        self.bins.push((bin, 1));
+        if self.bins.len() - self.sorted > LOOSE_MAX {
+            self.settle();
+        }
     }
 
     /// Adds another sketch to this one.
     pub fn merge(&mut self, other: &Sketch) {
         self.settle();
-        let others = other.settled();
+        let others = other.bins();
         let (mut own, mut theirs) = (self.bins.len(), others.len());
-        self.bins.resize(own + theirs, Counted::default());
+        self.bins.resize(own + theirs, (0, 0));
         let mut at = self.bins.len();
         // From the back, so that nothing is overwritten before it was read. Without a branch on which bin is greater, since nobody could
         // foretell it.
         while own > 0 && theirs > 0 {
-            let (mine, their) = (self.bins[own - 1], others[theirs - 1]);
-            let (is_mine, is_their) = (mine.bin() >= their.bin(), their.bin() >= mine.bin());
+            let ((a, n), (b, m)) = (self.bins[own - 1], others[theirs - 1]);
+            let (is_own, is_theirs) = (a >= b, b >= a);
             at -= 1;
-            self.bins[at] = mine.max(their).more(if is_mine && is_their { mine.min(their).count() } else { 0 });
-            own -= usize::from(is_mine);
-            theirs -= usize::from(is_their);
+            self.bins[at] = (a.max(b), (n * u32::from(is_own)).saturating_add(m * u32::from(is_theirs)));
+            own -= usize::from(is_own);
+            theirs -= usize::from(is_theirs);
         }
         // What is left of the own bins stands in its place; behind what is left there is a hole, as wide as bins were joined.
         self.bins[own..own + theirs].copy_from_slice(&others[..theirs]);
@@ -163,20 +136,14 @@ impl Sketch {
         self.sorted = self.bins.len();
     }
 
-    fn settle_if_many(&mut self) {
-        if self.bins.len() - self.sorted > LOOSE_MAX {
-            self.settle();
-        }
-    }
-
     /// Puts the bins in order. Nothing else about the sketch changes; reading one in order is cheaper.
     pub fn settle(&mut self) {
         if self.sorted < self.bins.len() {
-            self.bins.sort_unstable();
-            self.bins.dedup_by(|later, kept| {
-                let same = later.bin() == kept.bin();
+            self.bins.sort_unstable_by_key(|&(bin, _)| bin);
+            self.bins.dedup_by(|(bin, count), (kept, counted)| {
+                let same = bin == kept;
                 if same {
-                    *kept = kept.more(later.count());
+                    *counted = counted.saturating_add(*count);
                 }
                 same
             });
@@ -184,18 +151,9 @@ impl Sketch {
         }
     }
 
-    fn settled(&self) -> Cow<'_, [Counted]> {
-        if self.sorted == self.bins.len() {
-            return Cow::Borrowed(&self.bins);
-        }
-        let mut settled = self.clone();
-        settled.settle();
-        Cow::Owned(settled.bins)
-    }
-
     /// How many values were counted.
     pub fn count(&self) -> u64 {
-        self.bins.iter().map(|bin| u64::from(bin.count())).sum()
+        self.bins.iter().map(|&(_, count)| u64::from(count)).sum()
     }
 
     /// Whether nothing was counted.
@@ -204,18 +162,18 @@ impl Sketch {
     }
 
     /// The bins in rising order: (bin, count).
-    pub fn bins(&self) -> Vec<(u16, u32)> {
-        self.settled().iter().map(|bin| (bin.bin(), bin.count())).collect()
+    pub fn bins(&self) -> Cow<'_, [(u16, u32)]> {
+        if self.sorted == self.bins.len() {
+            return Cow::Borrowed(&self.bins);
+        }
+        let mut settled = self.clone();
+        settled.settle();
+        Cow::Owned(settled.bins)
     }
 
     /// The bin held first, whichever that is.
     pub fn held_first(&self) -> Option<u16> {
-        self.bins.first().map(|first| first.bin())
-    }
-
-    /// Room it takes beside itself, bytes.
-    pub fn held_bytes(&self) -> usize {
-        size_of_val(&*self.bins)
+        self.bins.first().map(|&(bin, _)| bin)
     }
 
     /// The value at rank ceil(q × count), q in 0..=1, as the midpoint of its bin; absent if nothing was counted.
@@ -226,10 +184,10 @@ impl Sketch {
         }
         let rank = ((q * count as f64).ceil() as u64).clamp(1, count);
         let mut seen = 0;
-        for bin in &*self.settled() {
-            seen += u64::from(bin.count());
+        for &(bin, n) in &*self.bins() {
+            seen += u64::from(n);
             if seen >= rank {
-                let (low, high) = bin_bounds(bin.bin());
+                let (low, high) = bin_bounds(bin);
                 return Some(low as f64 + (high - low) as f64 / 2.0);
             }
         }
@@ -240,20 +198,20 @@ impl Sketch {
     pub fn fraction_below(&self, value: u64) -> Option<f64> {
         let count = self.count();
         let limit = bin_of(value);
-        let below: u64 = self.bins.iter().filter(|bin| bin.bin() < limit).map(|bin| u64::from(bin.count())).sum();
+        let below: u64 = self.bins.iter().filter(|&&(bin, _)| bin < limit).map(|&(_, n)| u64::from(n)).sum();
         (count > 0).then(|| below as f64 / count as f64)
     }
 
     /// The binary form: format 1, then per bin the distance to the previous bin and the count, as varints.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let bins = self.settled();
+        let bins = self.bins();
         let mut bytes = Vec::with_capacity(1 + bins.len() * 3);
         bytes.push(FORMAT);
         let mut previous = 0;
-        for bin in &*bins {
-            put_varint(&mut bytes, u32::from(bin.bin() - previous));
-            put_varint(&mut bytes, bin.count());
-            previous = bin.bin();
+        for &(bin, count) in &*bins {
+            put_varint(&mut bytes, u32::from(bin - previous));
+            put_varint(&mut bytes, count);
+            previous = bin;
         }
         bytes
     }
@@ -277,7 +235,7 @@ impl Sketch {
             if count == 0 {
                 return Err(error("empty bin", at));
             }
-            bins.push(Counted::new(bin as u16, count));
+            bins.push((bin as u16, count));
         }
         Ok(Self { sorted: bins.len(), bins })
     }
@@ -351,7 +309,7 @@ mod tests {
             values.iter().for_each(|&value| *counts.entry(bin_of(value)).or_default() += 1);
             let counts: Vec<_> = counts.into_iter().collect();
             for sketch in [&loose, &settled] {
-                prop_assert_eq!(sketch.bins(), counts.clone());
+                prop_assert_eq!(&*sketch.bins(), &counts[..]);
                 prop_assert_eq!(sketch.to_bytes(), settled.to_bytes());
                 prop_assert_eq!(serde_json::to_string(sketch).expect("plain data"), serde_json::json!({ "bins": counts }).to_string());
                 prop_assert_eq!(sketch.count(), values.len() as u64);

@@ -17,13 +17,9 @@ impl Flavor for Bytes {
 
     #[inline(always)]
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        // Most integers take a byte or two, and a call to copy them costs more than they do.
+        // Most integers take one byte, and a call to copy it costs more than the byte.
         match bytes {
             [byte] => self.0.push(*byte),
-            &[first, second] => {
-                self.0.push(first);
-                self.0.push(second);
-            }
             bytes => self.0.extend_from_slice(bytes),
         }
         Ok(())

@@ -39,8 +39,8 @@ impl<T> Default for Ring<T> {
 }
 
 impl<T> Ring<T> {
-    /// An empty ring of at most `capacity` samples, at least one. The first sample takes room for all, which costs memory only as it fills: a
-    /// buffer that grows would be copied each time, and on the way take twice the memory.
+    /// An empty ring of at most `capacity` samples, at least one. The first one takes room for [`RECENT`], which costs memory only as it
+    /// fills: a buffer that grows is copied each time, and on the way takes twice the memory.
     pub fn new(capacity: usize) -> Self {
         Self { samples: VecDeque::new(), capacity: capacity.max(1), late: 0 }
     }
@@ -52,7 +52,7 @@ impl<T> Ring<T> {
             if self.samples.len() == self.capacity {
                 self.samples.pop_front();
             } else if self.samples.is_empty() {
-                self.samples.reserve_exact(self.capacity);
+                self.samples.reserve_exact(self.capacity.min(RECENT));
             }
             self.samples.push_back((order, sample));
             return Pushed::Newest;
@@ -125,6 +125,13 @@ mod tests {
         check(30, Pushed::Duplicate, &[25, 30, 40]);
         assert_eq!(ring.late(), 3);
         assert_eq!(ring.current().map(|&(_, ns)| ns), Some(40));
+    }
+
+    #[test]
+    fn a_ring_that_may_hold_any_number_takes_room_for_the_usual_one() {
+        let mut ring = Ring::new(usize::MAX);
+        assert_eq!((ring.push(at(1, 1), 1), ring.len()), (Pushed::Newest, 1));
+        assert!(ring.samples.capacity() < 2 * RECENT);
     }
 
     proptest! {

@@ -197,6 +197,6 @@ impl Accumulator for Merged {
     }
 
     fn size(&self) -> usize {
-        size_of::<Self>() + self.sketch.held_bytes()
+        size_of::<Self>() + size_of_val(&*self.sketch.bins())
     }
 }
