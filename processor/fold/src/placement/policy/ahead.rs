@@ -22,7 +22,8 @@ impl Ahead {
         ahead
     }
 
-    /// Whether more than half of what is idle is expected to be used.
+    /// Whether more than half of what is idle is expected to be used. Asking for more (70 percent) loses less where requests for several GPUs
+    /// come and go, but fills fleets that run out of CPU first less well.
     pub fn is_filling(&self) -> bool {
         2 * self.staying < self.idle_milli * CENTI
     }
