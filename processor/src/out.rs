@@ -139,10 +139,11 @@ async fn ask_end(streams: Streams, after_failure: bool) -> Heard {
     }
 }
 
-/// Asks whoever of the stream's replicas answers, who sends the message as it is. Only the leader, who wraps it in JSON at several times the
-/// cost, can say that nothing stands there: another replica may be behind.
+/// Asks the leader, who wraps the message in JSON at several times its cost. Where there is but one server it can as well be had as it is; of
+/// several, one that answers directly may be behind, or still hold what the others have lost.
 async fn read(streams: Streams, out_seq: u64) -> Heard {
-    if streams.out.cached_info().config.allow_direct {
+    let config = &streams.out.cached_info().config;
+    if config.allow_direct && config.num_replicas == 1 {
         match streams.out.direct_get(out_seq).await {
             Ok(found) => return Heard::Stands { out_seq, subject: found.subject.to_string(), payload: found.payload },
             Err(error) if error.kind() == DirectGetErrorKind::TimedOut => {

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use plimsoll_schemas::id::TenantId;
+use plimsoll_schemas::id::{GpuUuid, TenantId};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::WHOLE_MILLI;
 use plimsoll_schemas::settings::Thresholds;
@@ -45,6 +45,14 @@ pub(crate) struct View {
     enrol_all: bool,
     /// Live clock when it was last asked for, ns.
     asked_ns: i64,
+}
+
+impl View {
+    /// Whether a host that has said anew what it has can take its old place: policies see as many GPUs of the same model.
+    fn has_place_for(&self, number: u32, host: &Host) -> bool {
+        let as_policies_see = |host: &Host| (host.gpus.len(), host.gpus.first().map(|gpu| Arc::clone(&gpu.model)));
+        self.places.get(number as usize).is_some_and(|&place| as_policies_see(&self.cell.hosts()[place]) == as_policies_see(host))
+    }
 }
 
 impl State {
@@ -97,15 +105,16 @@ impl State {
             }
         }
         let restated = std::mem::take(&mut self.registry.restated);
+        let restated: Vec<(u32, Host)> = restated.into_iter().map(|number| (number, self.host(number))).collect();
         let holds = (view.settings, view.enrol_all) == (self.meta.settings, self.meta.enrol_all)
             && self.clock.live_ns - view.asked_ns < IDLE_NS
-            && restated.iter().all(|&host| self.fits_in(&view, host));
+            && restated.iter().all(|(number, host)| view.has_place_for(*number, host));
         if !holds {
             return;
         }
-        for host in restated {
-            view.cell.update(view.places[host as usize], |seen| *seen = self.host(host));
-            hosts.push(host);
+        for (number, host) in restated {
+            view.cell.update(view.places[number as usize], |seen| *seen = host);
+            hosts.push(number);
         }
         hosts.iter().for_each(|&host| self.see_again(&mut view, host));
         self.view = Some(view);
@@ -134,14 +143,6 @@ impl State {
         let cell = Cell::new(hosts, self.placement_settings());
         let asked_ns = self.clock.live_ns;
         View { cell, numbers, until_ns, places, settings: self.meta.settings, enrol_all: self.meta.enrol_all, asked_ns }
-    }
-
-    /// Whether a host that has said anew what it has can take its old place: policies see as many GPUs of the same model.
-    fn fits_in(&self, view: &View, host: u32) -> bool {
-        let first_model = |gpus: &[Candidate]| gpus.first().map(|gpu| Arc::clone(&gpu.model));
-        let Some(known) = view.places.get(host as usize).map(|&place| &view.cell.hosts()[place].gpus) else { return false };
-        let now = self.host(host).gpus;
-        (known.len(), first_model(known)) == (now.len(), first_model(&now))
     }
 
     /// A host and its GPUs by what they say of themselves; what is left on them is yet to be seen.
@@ -250,15 +251,13 @@ impl State {
     }
 
     /// Bytes that a new lease may still reserve on each GPU, or what keeps it from being used.
-    pub(crate) fn free_memory(&self) -> BTreeMap<plimsoll_schemas::id::GpuUuid, Result<u64, Reason>> {
+    pub(crate) fn free_memory(&self) -> BTreeMap<GpuUuid, Result<u64, Reason>> {
         let settings = self.placement_settings();
         let free = |(number, device): (u32, &Device)| {
             let mut seen = candidate(number, device);
             self.see_gpu(&mut seen, &self.registry.hosts[device.facts.host as usize], &Assume::default());
-            (
-                device.uuid().clone(),
-                seen.gate.or(seen.mig.as_ref().map(|_| Reason::MigProfile)).map_or_else(|| Ok(seen.free_vram_bytes(&settings)), Err),
-            )
+            let shut = seen.gate.or(seen.mig.as_ref().map(|_| Reason::MigProfile));
+            (device.uuid().clone(), shut.map_or_else(|| Ok(seen.free_vram_bytes(&settings)), Err))
         };
         (0..).zip(&self.registry.devices).filter(|(_, device)| !device.facts.retired).map(free).collect()
     }

@@ -9,13 +9,14 @@ use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::control::Control;
 use plimsoll_schemas::inventory::Gpu;
 use plimsoll_schemas::mig::{Instance, Mig, Profile};
-use plimsoll_schemas::out::{Decided, LeaseState, Outcome, Payload, PreemptionProposed};
+use plimsoll_schemas::out::{Decided, LeaseState, Outcome, Payload};
 use plimsoll_schemas::reason::Reason;
-use plimsoll_schemas::request::{Bundle, Distribute, Place, Release, Renew, Request, Strategy};
+use plimsoll_schemas::request::{Bundle, Distribute, Place, Renew, Request, Strategy};
 use plimsoll_schemas::row::Row;
 use plimsoll_schemas::sample::Field;
 use plimsoll_schemas::time::NS_PER_S;
 use support::fleet::Fleet;
+use support::placing::{ask, decided, lease_id, outcome, proposed, release};
 use support::{GIB, cell, gpu, tenant, uuid};
 
 /// A board of eight memory slices with these instances: (profile, start, the GPU it is announced as).
@@ -67,38 +68,9 @@ fn request(id: &str, bundle: Bundle) -> Place {
     Place { request_id: id.to_owned(), bundles: vec![bundle], lease_ttl_ms: Some(60_000), ..Place::default() }
 }
 
-fn decided(fleet: &Fleet) -> Vec<Decided> {
-    fleet.payloads().into_iter().filter_map(|payload| if let Payload::Decided(decided) = payload { Some(decided) } else { None }).collect()
-}
-
-fn proposed(fleet: &Fleet) -> Vec<PreemptionProposed> {
-    fleet.payloads().into_iter().filter_map(|payload| if let Payload::Preemption(said) = payload { Some(*said) } else { None }).collect()
-}
-
-fn ask(fleet: &mut Fleet, place: Place) -> Decided {
-    fleet.clear();
-    fleet.ask(Request::Place(place));
-    let said = decided(fleet);
-    assert_eq!(said.len(), 1, "{said:?}");
-    said.into_iter().next().expect("one")
-}
-
-fn lease_id(decided: &Decided) -> String {
-    decided.lease.as_ref().expect("placed").lease_id.clone()
-}
-
-fn release(fleet: &mut Fleet, decided: &Decided) {
-    let lease_id = lease_id(decided);
-    fleet.ask(Request::Release(Release { request_id: format!("release-{lease_id}"), lease_id }));
-}
-
 /// What was given: the slot of the GPU and, of a new instance, where it is to stand.
 fn given(decided: &Decided) -> Vec<(u8, Option<u8>)> {
     decided.assignments.iter().map(|gpu| (gpu.slot.0, gpu.mig.as_ref().map(|made| made.start))).collect()
-}
-
-fn outcome(decided: &Decided) -> (Outcome, Option<Reason>) {
-    (decided.outcome, decided.reason)
 }
 
 /// Goes on with what was written, on top of what a restart before this one had read.

@@ -8,15 +8,16 @@ use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::control::{Control, Cordon, NewEpoch, Tick};
 use plimsoll_schemas::id::{LogEpoch, Position};
 use plimsoll_schemas::inventory::{EventKind, Gpu, Placement};
-use plimsoll_schemas::out::{Decided, LeaseChanged, LeaseState, Outcome, Output, Payload, PreemptionProposed};
+use plimsoll_schemas::out::{Decided, LeaseChanged, LeaseState, Outcome, Output, Payload};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::{Body, Record};
-use plimsoll_schemas::request::{AntiAffinity, Bundle, Cancel, Constraints, Domain, Locality, Place, Release, Request, Spread, Topology};
+use plimsoll_schemas::request::{AntiAffinity, Bundle, Cancel, Constraints, Domain, Locality, Place, Request, Spread, Topology};
 use plimsoll_schemas::sample::Field;
 use plimsoll_schemas::settings::Settings;
 use plimsoll_schemas::subject::OutSubject;
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_S};
 use support::fleet::Fleet;
+use support::placing::{ask, decided, outcome, proposed, release};
 use support::{GIB, cell, gpu, inventory, tenant, uuid};
 
 fn request(id: &str, bundles: Vec<Bundle>) -> Place {
@@ -31,35 +32,9 @@ fn members(count: u32, members: u32) -> Bundle {
     Bundle { count, members, ..Bundle::default() }
 }
 
-fn decided(fleet: &Fleet) -> Vec<Decided> {
-    fleet.payloads().into_iter().filter_map(|payload| if let Payload::Decided(decided) = payload { Some(decided) } else { None }).collect()
-}
-
-fn proposed(fleet: &Fleet) -> Vec<PreemptionProposed> {
-    fleet.payloads().into_iter().filter_map(|payload| if let Payload::Preemption(said) = payload { Some(*said) } else { None }).collect()
-}
-
-/// Asks and comes back with what was decided on it at once.
-fn ask(fleet: &mut Fleet, place: Place) -> Decided {
-    fleet.clear();
-    fleet.ask(Request::Place(place));
-    let said = decided(fleet);
-    assert_eq!(said.len(), 1, "{said:?}");
-    said.into_iter().next().expect("one")
-}
-
 /// The hosts of each member.
 fn hosts(decided: &Decided) -> Vec<(u32, String)> {
     decided.assignments.iter().map(|assignment| (assignment.member, assignment.host.to_string())).collect()
-}
-
-fn release(fleet: &mut Fleet, decided: &Decided) {
-    let lease_id = decided.lease.as_ref().expect("placed").lease_id.clone();
-    fleet.ask(Request::Release(Release { request_id: format!("release-{lease_id}"), lease_id }));
-}
-
-fn outcome(decided: &Decided) -> (Outcome, Option<Reason>) {
-    (decided.outcome, decided.reason)
 }
 
 /// Every GPU of the cell has a reason, or could have been taken.

@@ -277,11 +277,8 @@ impl Cell {
         self.remembered.remove(question)
     }
 
-    /// Remembers what hosts have answered.
+    /// Remembers what hosts have answered, as long as the policy sits here.
     pub fn remember(&mut self, question: Question, answers: Answers) {
-        if !self.seats.contains_key(&question.policy) {
-            return;
-        }
         if self.remembered.len() >= REMEMBERED_MAX
             && let Some(oldest) = self.remembered.iter().min_by_key(|(_, answers)| answers.seen()).map(|(question, _)| question.clone())
         {

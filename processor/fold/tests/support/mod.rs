@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod fleet;
+pub mod placing;
 
 use std::collections::BTreeMap;
 

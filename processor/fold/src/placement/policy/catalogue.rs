@@ -130,20 +130,8 @@ impl Name {
     }
 
     /// Whether it goes by what telemetry says of GPUs.
-    pub const fn goes_by_telemetry(self) -> bool {
-        match self {
-            Self::Headroom | Self::Balanced | Self::Reliability => true,
-            Self::Random
-            | Self::FirstFit
-            | Self::BestFit
-            | Self::WorstFit
-            | Self::DotProduct
-            | Self::GpuPacking
-            | Self::GpuClustering
-            | Self::Fgd
-            | Self::Tw
-            | Self::Hybrid => false,
-        }
+    pub fn goes_by_telemetry(self) -> bool {
+        !Self::BY_CAPACITY.contains(&self)
     }
 
     /// The policy of this name, if there is one.
