@@ -35,7 +35,7 @@ use crate::tail::{Applied, Ask, Chunk, StatusReport, Subscribers};
 use crate::tick::Said;
 
 /// A commit is due after this many records …
-const COMMIT_RECORDS: u64 = 50_000;
+const COMMIT_RECORDS: u64 = 100_000;
 /// … or this many rows, about 64 MiB.
 const COMMIT_ROWS: usize = 100_000;
 /// With this many rows not yet stored the log waits.

@@ -1,20 +1,24 @@
 //! A mergeable histogram of integers: log-linear, 6 mantissa bits. 0..=127 is exact (percent, degrees); above, a bin is at most
 //! 1/64 of its value wide, so its midpoint errs by at most 1/128. Merging is addition: commutative, associative, bit-exact.
 
-use std::borrow::Cow;
+use std::fmt;
+use std::ops::Deref;
 
-use serde::ser::SerializeStruct;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use smallvec::SmallVec;
 
 const MANTISSA_BITS: u32 = 6;
 /// Values below this have a bin of their own.
 pub const EXACT_BELOW: u64 = 1 << (MANTISSA_BITS + 1);
-/// Room for bins that a sketch begins with: as many as a window of 10 s has samples at 1 Hz.
-const BINS_FIRST: usize = 10;
-/// With more bins than this out of order they are put in order, so that a sketch takes little more room than it needs.
-const LOOSE_MAX: usize = 16;
+/// Values that a sketch holds without memory of its own: as many as a window of 10 s has at 1 Hz.
+const LOOSE_HELD: usize = 16;
+/// Values that a sketch takes in before it counts them: as many as a minute has at 1 Hz.
+const LOOSE_MAX: usize = 64;
 /// First byte of the binary form.
 const FORMAT: u8 = 1;
+/// Most bytes that a bin takes in it.
+const BIN_BYTES_MAX: usize = 8;
 
 /// The bin of a value.
 pub fn bin_of(value: u64) -> u16 {
@@ -40,40 +44,79 @@ pub fn bin_bounds(bin: u16) -> (u64, u64) {
     (low, low + ((1u64 << shift) - 1))
 }
 
-/// Counts per bin, sparse. What is added stands at the end until somebody asks for the bins in order: sorting a few at once is cheaper than
-/// finding the place of each.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(from = "Stored")]
+/// Counts per bin, sparse. The bins of the newest values are not counted yet: putting many in order at once is cheaper than finding the place
+/// of each, and where there are only few nothing is allocated.
+#[derive(Debug, Clone, Default)]
 pub struct Sketch {
-    /// The first `sorted` of them rise; behind them a bin may stand anywhere, and again.
-    bins: Vec<(u16, u32)>,
-    sorted: usize,
+    /// Counts of bins that rise.
+    counted: Vec<(u16, u32)>,
+    /// One bin a value, in no order.
+    loose: SmallVec<[u16; LOOSE_HELD]>,
 }
 
-/// A sketch as it is stored: its bins in rising order.
-#[derive(Deserialize)]
-#[serde(rename = "Sketch")]
-struct Stored {
-    bins: Vec<(u16, u32)>,
+/// The bins of a sketch in rising order, each with its count.
+#[derive(Debug, Clone)]
+pub enum Bins<'a> {
+    /// As they are held.
+    Held(&'a [(u16, u32)]),
+    /// Put in order anew.
+    Ordered(Vec<(u16, u32)>),
 }
 
-impl From<Stored> for Sketch {
-    fn from(Stored { bins }: Stored) -> Self {
-        Self { sorted: bins.len(), bins }
+impl Deref for Bins<'_> {
+    type Target = [(u16, u32)];
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Held(bins) => bins,
+            Self::Ordered(bins) => bins,
+        }
     }
+}
+
+/// A sketch where people read it: its bins in rising order.
+#[derive(Serialize, Deserialize)]
+#[serde(rename = "Sketch")]
+struct Shown {
+    bins: Vec<(u16, u32)>,
 }
 
 impl Serialize for Sketch {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let mut sketch = to.serialize_struct("Sketch", 1)?;
-        sketch.serialize_field("bins", &*self.bins())?;
-        sketch.end()
+        if to.is_human_readable() {
+            return Shown { bins: self.bins().to_vec() }.serialize(to);
+        }
+        to.serialize_bytes(&self.to_bytes())
+    }
+}
+
+impl<'de> Deserialize<'de> for Sketch {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        if from.is_human_readable() {
+            return Ok(Self { counted: Shown::deserialize(from)?.bins, loose: SmallVec::new() });
+        }
+        from.deserialize_bytes(BinaryForm)
+    }
+}
+
+/// Reads the binary form.
+struct BinaryForm;
+
+impl Visitor<'_> for BinaryForm {
+    type Value = Sketch;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the binary form of a sketch")
+    }
+
+    fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Sketch, E> {
+        Sketch::from_bytes(bytes).map_err(E::custom)
     }
 }
 
 impl PartialEq for Sketch {
     fn eq(&self, other: &Self) -> bool {
-        self.bins() == other.bins()
+        *self.bins() == *other.bins()
     }
 }
 
@@ -93,87 +136,87 @@ impl Sketch {
     /// Counts one value.
     #[inline]
     pub fn add(&mut self, value: u64) {
-        let bin = bin_of(value);
-        match self.bins.last_mut() {
-            Some((last, counted)) if *last == bin => *counted = counted.saturating_add(1),
-            Some(_) | None => self.push(bin),
-        }
+        self.push(bin_of(value));
     }
 
+    #[inline]
     fn push(&mut self, bin: u16) {
-        if self.bins.is_empty() {
-            self.bins.reserve_exact(BINS_FIRST);
+        if self.loose.len() == LOOSE_MAX {
+            self.count_loose();
         }
-        if self.sorted == self.bins.len() && self.bins.last().is_none_or(|&(last, _)| last < bin) {
-            self.sorted += 1;
-        }
-        self.bins.push((bin, 1));
-        if self.bins.len() - self.sorted > LOOSE_MAX {
-            self.settle();
-        }
+        self.loose.push(bin);
     }
 
     /// Adds another sketch to this one.
     pub fn merge(&mut self, other: &Sketch) {
-        self.settle();
-        let others = other.bins();
-        let (mut own, mut theirs) = (self.bins.len(), others.len());
-        self.bins.resize(own + theirs, (0, 0));
-        let mut at = self.bins.len();
+        if !other.counted.is_empty() {
+            self.count_loose();
+            self.add_counted(&other.counted);
+        }
+        if self.loose.len() + other.loose.len() > LOOSE_MAX {
+            self.count_loose();
+        }
+        self.loose.extend_from_slice(&other.loose);
+    }
+
+    /// Puts the bins in order, if there are more than a few. Nothing else about the sketch changes; reading one in order is cheaper.
+    pub fn settle(&mut self) {
+        if self.loose.spilled() || !self.counted.is_empty() {
+            self.count_loose();
+        }
+    }
+
+    fn count_loose(&mut self) {
+        if !self.loose.is_empty() {
+            let (mut bins, loose) = ([(0, 0); LOOSE_MAX], std::mem::take(&mut self.loose));
+            let len = in_order(&loose, &mut bins);
+            self.add_counted(&bins[..len]);
+        }
+    }
+
+    /// Adds bins that rise to those that are counted.
+    fn add_counted(&mut self, others: &[(u16, u32)]) {
+        let bins = &mut self.counted;
+        if bins.is_empty() {
+            bins.extend_from_slice(others);
+            return;
+        }
+        let (mut own, mut theirs) = (bins.len(), others.len());
+        bins.resize(own + theirs, (0, 0));
+        let mut at = bins.len();
         // From the back, so that nothing is overwritten before it was read. Without a branch on which bin is greater, since nobody could
         // foretell it.
         while own > 0 && theirs > 0 {
-            let ((a, n), (b, m)) = (self.bins[own - 1], others[theirs - 1]);
+            let ((a, n), (b, m)) = (bins[own - 1], others[theirs - 1]);
             let (is_own, is_theirs) = (a >= b, b >= a);
             at -= 1;
-            self.bins[at] = (a.max(b), (n * u32::from(is_own)).saturating_add(m * u32::from(is_theirs)));
+            bins[at] = (a.max(b), (n * u32::from(is_own)).saturating_add(m * u32::from(is_theirs)));
             own -= usize::from(is_own);
             theirs -= usize::from(is_theirs);
         }
         // What is left of the own bins stands in its place; behind what is left there is a hole, as wide as bins were joined.
-        self.bins[own..own + theirs].copy_from_slice(&others[..theirs]);
-        self.bins.drain(own + theirs..at);
-        self.sorted = self.bins.len();
-    }
-
-    /// Puts the bins in order. Nothing else about the sketch changes; reading one in order is cheaper.
-    pub fn settle(&mut self) {
-        if self.sorted < self.bins.len() {
-            self.bins.sort_unstable_by_key(|&(bin, _)| bin);
-            self.bins.dedup_by(|(bin, count), (kept, counted)| {
-                let same = bin == kept;
-                if same {
-                    *counted = counted.saturating_add(*count);
-                }
-                same
-            });
-            self.sorted = self.bins.len();
-        }
+        bins[own..own + theirs].copy_from_slice(&others[..theirs]);
+        bins.drain(own + theirs..at);
     }
 
     /// How many values were counted.
     pub fn count(&self) -> u64 {
-        self.bins.iter().map(|&(_, count)| u64::from(count)).sum()
+        self.counted.iter().map(|&(_, count)| u64::from(count)).sum::<u64>() + self.loose.len() as u64
     }
 
     /// Whether nothing was counted.
     pub fn is_empty(&self) -> bool {
-        self.bins.is_empty()
+        self.counted.is_empty() && self.loose.is_empty()
     }
 
     /// The bins in rising order: (bin, count).
-    pub fn bins(&self) -> Cow<'_, [(u16, u32)]> {
-        if self.sorted == self.bins.len() {
-            return Cow::Borrowed(&self.bins);
+    pub fn bins(&self) -> Bins<'_> {
+        if self.loose.is_empty() {
+            return Bins::Held(&self.counted);
         }
         let mut settled = self.clone();
-        settled.settle();
-        Cow::Owned(settled.bins)
-    }
-
-    /// The bin held first, whichever that is.
-    pub fn held_first(&self) -> Option<u16> {
-        self.bins.first().map(|&(bin, _)| bin)
+        settled.count_loose();
+        Bins::Ordered(settled.counted)
     }
 
     /// The value at rank ceil(q × count), q in 0..=1, as the midpoint of its bin; absent if nothing was counted.
@@ -184,7 +227,7 @@ impl Sketch {
         }
         let rank = ((q * count as f64).ceil() as u64).clamp(1, count);
         let mut seen = 0;
-        for &(bin, n) in &*self.bins() {
+        for &(bin, n) in self.bins().iter() {
             seen += u64::from(n);
             if seen >= rank {
                 let (low, high) = bin_bounds(bin);
@@ -198,22 +241,19 @@ impl Sketch {
     pub fn fraction_below(&self, value: u64) -> Option<f64> {
         let count = self.count();
         let limit = bin_of(value);
-        let below: u64 = self.bins.iter().filter(|&&(bin, _)| bin < limit).map(|&(_, n)| u64::from(n)).sum();
+        let below: u64 = self.bins().iter().filter(|&&(bin, _)| bin < limit).map(|&(_, n)| u64::from(n)).sum();
         (count > 0).then(|| below as f64 / count as f64)
     }
 
     /// The binary form: format 1, then per bin the distance to the previous bin and the count, as varints.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let bins = self.bins();
-        let mut bytes = Vec::with_capacity(1 + bins.len() * 3);
-        bytes.push(FORMAT);
-        let mut previous = 0;
-        for &(bin, count) in &*bins {
-            put_varint(&mut bytes, u32::from(bin - previous));
-            put_varint(&mut bytes, count);
-            previous = bin;
+        if self.counted.is_empty() {
+            // What is few needs no memory to be put in order.
+            let mut bins = [(0, 0); LOOSE_MAX];
+            let len = in_order(&self.loose, &mut bins);
+            return written(&bins[..len]);
         }
-        bytes
+        written(&self.bins())
     }
 
     /// Reads the binary form. Errors on another format, a cut varint, bins out of order or beyond the last one.
@@ -237,16 +277,60 @@ impl Sketch {
             }
             bins.push((bin as u16, count));
         }
-        Ok(Self { sorted: bins.len(), bins })
+        Ok(Self { counted: bins, loose: SmallVec::new() })
     }
 }
 
-fn put_varint(bytes: &mut Vec<u8>, mut value: u32) {
-    while value >= 0x80 {
-        bytes.push(value as u8 | 0x80);
-        value >>= 7;
+/// Writes bins in rising order, each with how often it stands among some; returns how many there are. Without branches on what is greater or the
+/// same, since nobody could foretell them.
+fn in_order(loose: &[u16], bins: &mut [(u16, u32); LOOSE_MAX]) -> usize {
+    let mut sorted = [u16::MAX; LOOSE_MAX];
+    if loose.len() <= LOOSE_HELD {
+        // The place of each is how many come before it; of equals the first in the row.
+        let mut keys = [i32::MAX; LOOSE_HELD];
+        loose.iter().zip(0..).zip(&mut keys).for_each(|((&bin, at), key)| *key = i32::from(bin) << 8 | at);
+        for (&bin, &own) in loose.iter().zip(&keys) {
+            let before: i32 = keys.iter().map(|&key| i32::from(key < own)).sum();
+            sorted[before as usize % LOOSE_HELD] = bin;
+        }
+    } else {
+        sorted[..loose.len()].copy_from_slice(loose);
+        sorted[..loose.len()].sort_unstable();
     }
-    bytes.push(value as u8);
+    let (mut len, mut last) = (0, u16::MAX);
+    for &bin in &sorted[..loose.len()] {
+        len += usize::from(bin != last);
+        last = bin;
+        let counted = &mut bins[len - 1];
+        *counted = (bin, counted.1 + 1);
+    }
+    len
+}
+
+/// Bins that rise, in the binary form.
+fn written(bins: &[(u16, u32)]) -> Vec<u8> {
+    let mut bytes = vec![0; 1 + bins.len() * BIN_BYTES_MAX];
+    bytes[0] = FORMAT;
+    let (mut at, mut previous) = (1, 0);
+    for &(bin, count) in bins {
+        at = put_varint(&mut bytes, at, u32::from(bin - previous));
+        at = put_varint(&mut bytes, at, count);
+        previous = bin;
+    }
+    bytes.truncate(at);
+    bytes
+}
+
+/// Writes a number at a place that has room for it; returns the place behind it.
+#[inline(always)]
+fn put_varint(bytes: &mut [u8], mut at: usize, mut value: u32) -> usize {
+    while value >= 0x80 {
+        bytes[at] = value as u8 | 0x80;
+        value >>= 7;
+        at += 1;
+    }
+    bytes[at] = value as u8;
+    at + 1
 }
 
 fn take_varint(bytes: &[u8], at: &mut usize) -> Option<u32> {

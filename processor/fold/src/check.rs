@@ -10,9 +10,8 @@ use plimsoll_schemas::validate::{CAPACITY_TOLERANCE_BYTES, Context, FUTURE_MS_PR
 const SENTINEL_MIN: u64 = 0x7fff_fff0;
 
 /// Bounds of one GPU's values.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
-    registered: Registered,
     total_min: u64,
     total_max: u64,
     power_max_mw: u64,
@@ -21,12 +20,11 @@ pub(crate) struct Limits {
 impl Limits {
     /// From what is registered.
     pub fn of(gpu: &Gpu) -> Self {
-        let registered = Registered { memory_total_bytes: gpu.memory_total_bytes, power_limit_max_mw: gpu.power_limit_max_mw };
         let (total_min, total_max) = match gpu.memory_total_bytes {
             Some(total) => (total.saturating_sub(CAPACITY_TOLERANCE_BYTES).max(1), total.saturating_add(CAPACITY_TOLERANCE_BYTES)),
             None => (1, Field::MemoryTotalBytes.max()),
         };
-        Self { registered, total_min, total_max, power_max_mw: gpu.power_limit_max_mw.map_or(POWER_MAX_MW, |limit| limit.saturating_mul(2)) }
+        Self { total_min, total_max, power_max_mw: gpu.power_limit_max_mw.map_or(POWER_MAX_MW, |limit| limit.saturating_mul(2)) }
     }
 
     /// Whether every value is certainly one the validator would let pass. May say no where it would.
@@ -54,26 +52,35 @@ impl Limits {
     }
 
     /// The sample with what is not believed taken out, and why; `None` if all of it is believed.
-    pub fn refused(&self, sample: &Sample, at: EventTime, logged_at: LogTime) -> Option<(Sample, Vec<Violation>)> {
-        if self.pass(sample) {
-            return None;
-        }
-        let mut reading = Reading::default();
-        for &field in Field::ALL {
-            if let Some(value) = sample.get(field) {
-                reading.set(field, value);
-            }
-        }
-        let context = Context {
-            accepting: true,
-            registered: Some(self.registered),
-            sampled_at_ns: i128::from(at.0),
-            now: EventTime(logged_at.0),
-            future_ms: FUTURE_MS_PROCESSOR,
-        };
-        let verdict = validate(&reading, &context);
-        (!verdict.violations.is_empty()).then(|| (verdict.sample.unwrap_or_default(), verdict.violations))
+    #[inline]
+    pub fn refused(&self, sample: &Sample, gpu: &Gpu, at: EventTime, logged_at: LogTime) -> Option<(Sample, Vec<Violation>)> {
+        if self.pass(sample) { None } else { refused(sample, gpu, at, logged_at) }
     }
+}
+
+/// The registered bounds of a GPU.
+fn registered(gpu: &Gpu) -> Registered {
+    Registered { memory_total_bytes: gpu.memory_total_bytes, power_limit_max_mw: gpu.power_limit_max_mw }
+}
+
+/// What the validator says of a sample.
+#[cold]
+fn refused(sample: &Sample, gpu: &Gpu, at: EventTime, logged_at: LogTime) -> Option<(Sample, Vec<Violation>)> {
+    let mut reading = Reading::default();
+    for &field in Field::ALL {
+        if let Some(value) = sample.get(field) {
+            reading.set(field, value);
+        }
+    }
+    let context = Context {
+        accepting: true,
+        registered: Some(registered(gpu)),
+        sampled_at_ns: i128::from(at.0),
+        now: EventTime(logged_at.0),
+        future_ms: FUTURE_MS_PROCESSOR,
+    };
+    let verdict = validate(&reading, &context);
+    (!verdict.violations.is_empty()).then(|| (verdict.sample.unwrap_or_default(), verdict.violations))
 }
 
 /// Whether a value may stand for "no value". Sentinels come in fours that differ in the low two bits, so a few that are none are named too.
@@ -130,14 +137,15 @@ mod tests {
             total in proptest::option::of(Just(80u64 << 30)), power in proptest::option::of(300_000u64..700_000),
         ) {
             let sample = fields.iter().fold(Sample::default(), |s, &(f, v)| s.with(Field::ALL[f], v));
-            let limits = Limits::of(&gpu(total, power));
+            let gpu = gpu(total, power);
+            let limits = Limits::of(&gpu);
             if limits.pass(&sample) {
                 let mut reading = Reading::default();
                 for &field in Field::ALL {
                     if let Some(v) = sample.get(field) { reading.set(field, v); }
                 }
                 let now = EventTime(1_800_000_000_000_000_000);
-                let context = Context { accepting: true, registered: Some(limits.registered), sampled_at_ns: i128::from(now.0), now, future_ms: 0 };
+                let context = Context { accepting: true, registered: Some(registered(&gpu)), sampled_at_ns: i128::from(now.0), now, future_ms: 0 };
                 prop_assert_eq!(validate(&reading, &context).violations, vec![]);
             }
         }

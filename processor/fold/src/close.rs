@@ -93,13 +93,12 @@ impl State {
         let (start_ms, end_ms) = (pane.start_ns / NS_PER_MS, until_ns.clamp(pane.start_ns, pane.start_ns + PANE_NS) / NS_PER_MS);
         pane.expected = expected(start_ms.max(facts.registered_at.millis()).min(end_ms), end_ms, interval_ms);
         pane.state.allocated_idle_ms = pane.state.allocated_idle_ms.min(pane.state.allocated_ms);
-        pane.stats.settle();
         self.forget_pane(number, Tier::TenSeconds, &pane);
         let device = self.registry.device_mut(number);
         device.pulse.load = Some(DeviceLoad::of(&pane, &device.facts));
         device.pulse_dirty = true;
         let minute_ns = floor(pane.start_ns, Tier::Minute.seconds() * NS_PER_S);
-        self.registry.device_mut(number).minute.get_or_insert_with(|| Pane::new(minute_ns)).merge(&pane);
+        self.registry.device_mut(number).minute.get_or_insert_with(|| Box::new(Pane::new(minute_ns))).merge(&pane);
         self.alert_window(number, &pane, emit);
         self.emit_window(number, Tier::TenSeconds, pane, emit);
     }
@@ -113,16 +112,16 @@ impl State {
             let hour_ns = floor(minute.start_ns, Tier::Hour.seconds() * NS_PER_S);
             // The hour of an earlier minute may have ended long before this one.
             if let Some(hour) = device.hour.take_if(|hour| hour.start_ns != hour_ns) {
-                self.close_coarse(number, Tier::Hour, hour, emit);
+                self.close_coarse(number, Tier::Hour, *hour, emit);
             }
             let device = self.registry.device_mut(number);
-            device.hour.get_or_insert_with(|| Pane::new(hour_ns)).merge(&minute);
+            device.hour.get_or_insert_with(|| Box::new(Pane::new(hour_ns))).merge(&minute);
             self.closed_minutes.push(DeviceMinute::of(number, device, &minute, &self.meta.settings));
             self.judge_use(number, &minute, emit);
-            self.close_coarse(number, Tier::Minute, minute, emit);
+            self.close_coarse(number, Tier::Minute, *minute, emit);
         }
         if let Some(hour) = self.registry.device_mut(number).hour.take_if(|pane| ended(pane, Tier::Hour)) {
-            self.close_coarse(number, Tier::Hour, hour, emit);
+            self.close_coarse(number, Tier::Hour, *hour, emit);
         }
     }
 
@@ -143,8 +142,7 @@ impl State {
     }
 
     /// A closed pane as a row.
-    pub(crate) fn window_row(&self, number: u32, mut pane: Pane, part: u32) -> WindowRow {
-        pane.stats.settle();
+    pub(crate) fn window_row(&self, number: u32, pane: Pane, part: u32) -> WindowRow {
         let facts = &self.registry.devices[number as usize].facts;
         let host = &self.registry.hosts[facts.host as usize];
         let (tenant, lease_id) = pane.top_holder().map(|holder| (holder.tenant.clone(), holder.lease_id.clone())).unzip();

@@ -25,7 +25,8 @@ use std::hash::Hasher;
 
 use crate::alerts::Subject;
 use crate::ranges::{Entry as RangesEntry, Ranges};
-use crate::registry::{Device, Facts, Host, LatePane, Pulse};
+use crate::registry::{Device, Facts, Host, LatePane, Pulse, Recent};
+use crate::ring::Order;
 use crate::timers::Timer;
 use crate::waiting::{Turn, Waiting, turn};
 use crate::window::Pane;
@@ -34,7 +35,7 @@ use crate::{State, encode};
 /// Version of everything that is stored: the shape of state entries, rows and outputs. It grows with every change of shape; a store of
 /// an older format is set aside and rebuilt, one of a newer format is refused. What the fold *does* has a version of its own,
 /// [`crate::LOGIC`].
-pub const FORMAT: u32 = 11;
+pub const FORMAT: u32 = 12;
 /// First byte of every value.
 const VERSION: u8 = FORMAT as u8;
 
@@ -283,14 +284,16 @@ impl State {
             device.listed = false;
             let [a, b, c, d] = number.to_be_bytes();
             let key = |part: u8| vec![a, b, c, d, part];
-            if std::mem::take(&mut device.facts_dirty) {
+            if device.facts_dirty {
+                device.facts_are_stored();
                 writer.put(StateTable::Devices, key(0), &device.facts);
             }
             if std::mem::take(&mut device.pulse_dirty) {
-                writer.put(StateTable::Devices, key(1), &device.pulse);
+                writer.put(StateTable::Devices, key(1), &(&device.pulse, device.recent.current()));
             }
             let open = device.open.iter_mut().map(|pane| (Tier::TenSeconds, pane));
-            let coarse = device.minute.iter_mut().map(|pane| (Tier::Minute, pane)).chain(device.hour.iter_mut().map(|pane| (Tier::Hour, pane)));
+            let minute = device.minute.as_deref_mut().map(|pane| (Tier::Minute, pane));
+            let coarse = minute.into_iter().chain(device.hour.as_deref_mut().map(|pane| (Tier::Hour, pane)));
             for (tier, pane) in open.chain(coarse).filter(|(_, pane)| pane.dirty) {
                 (pane.dirty, pane.stored) = (false, true);
                 device.gone.retain(|gone| *gone != (Kind::Open, tier, pane.start_ns));
@@ -332,7 +335,7 @@ impl State {
 
     /// Rebuilds the state from what [`State::take_dirty`] has given over time: of every key the newest value, in the order of
     /// [`StateTable::ALL`] and of the keys. Errors on another version, a value that does not decode, or entries that refer to
-    /// nothing. The recent ring is empty; the caller refills it by folding the last records into a state of their own, or lets it grow.
+    /// nothing. Of the recent ring there is the newest sample only; it grows anew.
     pub fn restore(cell: CellId, entries: impl Iterator<Item = Entry>) -> Result<Self, RestoreError> {
         let mut entries: Vec<Entry> = entries.collect();
         entries.sort_by(|a, b| (a.table, &a.key).cmp(&(b.table, &b.key)));
@@ -370,7 +373,8 @@ impl State {
         for number in 0..self.registry.devices.len() as u32 {
             let device = &mut self.registry.devices[number as usize];
             device.open.sort_by_key(|pane| pane.start_ns);
-            (device.facts_dirty, device.pulse_dirty, device.listed) = (false, false, false);
+            device.facts_are_stored();
+            (device.pulse_dirty, device.listed) = (false, false);
             self.wait_for_late(number);
         }
         for (&(_, number), waiting) in &self.queue.by_turn {
@@ -492,8 +496,12 @@ impl State {
                 }
             }
             Some(1) => {
-                let pulse: Pulse = entry.value()?;
-                self.device_of(entry, number)?.pulse = pulse;
+                let (pulse, current): (Pulse, Option<(Order, Recent)>) = entry.value()?;
+                let device = self.device_of(entry, number)?;
+                device.pulse = pulse;
+                if let Some((order, current)) = current {
+                    device.recent.push(order, current);
+                }
             }
             Some(_) | None => return Err(entry.error("unknown part")),
         }
@@ -515,8 +523,8 @@ impl State {
             let pane = Pane { stored: true, ..entry.value()? };
             match tier {
                 Tier::TenSeconds => device.open.push(pane),
-                Tier::Minute => device.minute = Some(pane),
-                Tier::Hour => device.hour = Some(pane),
+                Tier::Minute => device.minute = Some(Box::new(pane)),
+                Tier::Hour => device.hour = Some(Box::new(pane)),
             }
         } else if kind == Some(Kind::Late as u8) {
             let mut late: LatePane = entry.value()?;

@@ -7,7 +7,7 @@ use plimsoll_schemas::row::{PlacedRow, Row};
 use plimsoll_schemas::subject::OutSubject;
 use plimsoll_schemas::time::LogTime;
 use serde::{Deserialize, Serialize};
-use siphasher::sip::SipHasher24;
+use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 
 use crate::{Effects, encode};
@@ -38,7 +38,7 @@ pub(crate) struct Emit<'a> {
     row_ordinal: u32,
     out_ordinal: u32,
     chain: Chain,
-    hasher: SipHasher24,
+    hasher: SipHasher13,
     scratch: Vec<u8>,
     /// Rows only: what is folded stands in OUT already.
     silent: bool,
@@ -47,7 +47,7 @@ pub(crate) struct Emit<'a> {
 impl<'a> Emit<'a> {
     /// Starts with the record at `position`.
     pub fn new(cell: &'a CellId, effects: &'a mut Effects, position: Position, logged_at: LogTime, chain: Chain) -> Self {
-        let mut hasher = SipHasher24::new_with_keys(chain.hash, HASH_KEY);
+        let mut hasher = SipHasher13::new_with_keys(chain.hash, HASH_KEY);
         hasher.write_u32(position.epoch.0);
         hasher.write_u64(position.sequence);
         hasher.write_i64(logged_at.0);

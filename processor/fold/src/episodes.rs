@@ -79,6 +79,21 @@ pub(crate) struct Unwell {
     evidence: String,
 }
 
+/// Longest holes in sessions, and least lengths of episodes, ns.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pauses {
+    load_ns: i64,
+    throttle_ns: i64,
+}
+
+impl Pauses {
+    /// As they are set, and three intervals at the least.
+    pub fn of(settings: &Thresholds, interval_ms: u32) -> Self {
+        let intervals_ns = i64::from(interval_ms) * 3 * NS_PER_MS;
+        Self { load_ns: ns(settings.load_episode_ms).max(intervals_ns), throttle_ns: ns(settings.throttle_episode_ms).max(intervals_ns) }
+    }
+}
+
 /// A sample as sessions see it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Observed<'a> {
@@ -86,7 +101,7 @@ pub(crate) struct Observed<'a> {
     pub lost: bool,
     pub at: EventTime,
     pub held_ms: i64,
-    pub interval_ms: i64,
+    pub pauses: Pauses,
     pub leased: bool,
     pub sample: &'a Sample,
 }
@@ -133,8 +148,7 @@ impl Sessions {
         };
         let (load, percent) = (self.load, util.unwrap_or(0).saturating_mul(seen.held_ms.max(0) as u64));
         let bits = seen.sample.throttle_bits().map(|bits| bits & THROTTLING);
-        let intervals_ns = seen.interval_ms.saturating_mul(3 * NS_PER_MS);
-        let (load_ns, throttle_ns) = (ns(settings.load_episode_ms).max(intervals_ns), ns(settings.throttle_episode_ms).max(intervals_ns));
+        let Pauses { load_ns, throttle_ns } = seen.pauses;
         let (busy, idle, idle_leased) =
             (util.map(|_| load == Load::Busy), util.map(|_| load == Load::Idle), util.map(|_| load == Load::Idle && seen.leased));
         // However long a pause may be by now, work does not go on across an episode of idling.
@@ -150,9 +164,10 @@ impl Sessions {
         self.newest_ns = seen.at.0;
     }
 
-    /// When the newest sample was taken, ns.
-    pub fn newest_ns(&self) -> i64 {
-        self.newest_ns
+    /// A little of everything that the next sample may change.
+    pub fn spread(&self) -> impl Sized {
+        let last = |session: &Option<Session>| session.map(|session| session.last_ns);
+        (self.newest_ns, last(&self.idle), last(&self.throttled))
     }
 
     /// Ends what is open for now; a sample that comes soon after the last one in its time goes on with it.
@@ -178,8 +193,11 @@ impl Sessions {
 }
 
 /// What one sample does to one session. `from_ns` is where the sample's time begins.
-#[inline]
+#[inline(always)]
 fn advance(open: &mut Option<Session>, says: Says, seen: &Observed<'_>, from_ns: i64, versions: &mut Vec<Version>) {
+    if open.is_none() && says.holds != Some(true) {
+        return;
+    }
     let (kind, at_ns) = (says.kind, seen.at.0);
     if let Some(session) = open
         && (says.ends || at_ns - session.last_ns > says.pause_ns)
@@ -228,10 +246,10 @@ const fn is_unwell(state: DeviceState) -> bool {
 }
 
 impl State {
-    /// Takes a sample into the sessions of its GPU, if it is newer than all before.
+    /// Takes a sample into the sessions of its GPU, which is in use, if it is newer than all before.
     pub(crate) fn follow(&mut self, number: u32, seen: &Observed<'_>, emit: &mut Emit<'_>) {
         let device = &mut self.registry.devices[number as usize];
-        if device.facts.retired || seen.at.0 <= device.pulse.sessions.newest_ns {
+        if seen.at.0 <= device.pulse.sessions.newest_ns {
             return;
         }
         let mut versions = Vec::new();

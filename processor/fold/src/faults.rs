@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::State;
 use crate::emit::Emit;
 use crate::placement::reputation::Failure;
-use crate::registry::{Facts, Health};
+use crate::registry::{Glance, Health};
 use crate::state_time::Cause;
 use crate::thermal;
 use crate::xid;
@@ -102,13 +102,13 @@ impl Faults {
     }
 }
 
-impl Facts {
+impl Glance {
     /// Whether the GPU is too near to its limit after a sample. Without a temperature nothing changes, without a limit nothing is hot.
     fn hot_after(&self, sample: &Sample, settings: &Thresholds) -> bool {
-        match (sample.temperature_mk(), self.gpu.slowdown_temperature_mk) {
+        match (sample.temperature_mk(), self.slowdown_temperature_mk) {
             (_, None) => false,
-            (None, Some(_)) => self.faults.hot,
-            (Some(temperature_mk), Some(limit_mk)) => thermal::paused(self.faults.hot, temperature_mk, limit_mk, settings),
+            (None, Some(_)) => self.hot,
+            (Some(temperature_mk), Some(limit_mk)) => thermal::paused(self.hot, temperature_mk, limit_mk, settings),
         }
     }
 }
@@ -130,13 +130,12 @@ impl State {
 
     /// What the newest fresh sample says about the hardware: heat, and ECC errors.
     pub(crate) fn watch_hardware(&mut self, number: u32, sample: &Sample, emit: &mut Emit<'_>) {
-        let facts = &self.registry.devices[number as usize].facts;
-        let before = facts.faults;
-        let (hot, ecc) = (facts.hot_after(sample, &self.meta.settings), sample.ecc_uncorrected().unwrap_or(before.ecc));
-        if (hot, ecc) == (before.hot, before.ecc) || facts.retired {
+        let before = *self.registry.devices[number as usize].glance();
+        let (hot, ecc) = (before.hot_after(sample, &self.meta.settings), sample.ecc_uncorrected().unwrap_or(before.ecc));
+        if (hot, ecc) == (before.hot, before.ecc) || before.retired {
             return;
         }
-        let limit_mk = facts.gpu.slowdown_temperature_mk;
+        let limit_mk = before.slowdown_temperature_mk;
         if hot != before.hot {
             self.change_faults(number, |faults| faults.hot = hot);
             let celsius = |mk: Option<u64>| mk.map_or(0, |mk| (i64::try_from(mk).unwrap_or(i64::MAX) - ZERO_CELSIUS_MK) / 1_000);

@@ -14,11 +14,12 @@ use crate::State;
 use crate::clock::floor;
 use crate::control::ns;
 use crate::emit::Emit;
-use crate::episodes::Observed;
+use crate::episodes::{Observed, Pauses};
 use crate::liveness::stale_ns;
 use crate::ranges::Seen;
 use crate::refuse::Refusal;
-use crate::registry::{Current, Device, NO_DEVICE, Recent, Silence};
+use crate::registry::{Device, NO_DEVICE, Recent, Silence};
+use crate::ring::Pushed;
 use crate::skew::is_fresh;
 use crate::window::{Arrival, PANE_NS};
 
@@ -48,12 +49,14 @@ impl Refused {
 /// What a frame says about all of its samples.
 #[derive(Clone, Copy)]
 struct Context {
-    host: u32,
     epoch: u64,
     sequence: u64,
     interval_ms: i64,
     /// How late its samples may be, ns.
     late_ns: i64,
+    /// Every window that ends here or before is closed, ns.
+    closed_ns: i64,
+    pauses: Pauses,
     /// Whether its newest sample is recent enough to be a sign of life.
     fresh: bool,
 }
@@ -61,22 +64,20 @@ struct Context {
 impl State {
     /// Folds one frame.
     pub(crate) fn frame(&mut self, frame: &Frame, emit: &mut Emit<'_>) {
-        let samples = frame.samples.iter().filter(|sample| !sample.is_empty()).count() as u64;
-        self.meta.counters.samples += samples;
         let Some(host) = self.registry.host_number(&frame.host) else {
-            return self.refuse_frame(None, frame, samples, Reason::DeviceNotRegistered, emit);
+            return self.refuse_frame(None, frame, Reason::DeviceNotRegistered, emit);
         };
         match self.mark(host, frame.epoch, Class::Sample, frame.sequence, emit) {
             Seen::New => {}
-            Seen::Duplicate => return self.duplicate(host, frame, samples),
-            Seen::Forgotten => return self.refuse_frame(Some(host), frame, samples, Reason::LimitReached, emit),
+            Seen::Duplicate => return self.duplicate(host, frame),
+            Seen::Forgotten => return self.refuse_frame(Some(host), frame, Reason::LimitReached, emit),
         }
         let known = self.registry.hosts[host as usize]
             .inventories
             .iter()
             .rposition(|known| known.epoch == frame.epoch && known.revision == frame.inventory_revision);
         let Some(known) = known else {
-            return self.refuse_frame(Some(host), frame, samples, Reason::DeviceNotRegistered, emit);
+            return self.refuse_frame(Some(host), frame, Reason::DeviceNotRegistered, emit);
         };
         let slots = &self.registry.hosts[host as usize].inventories[known].slots;
         let mut devices = std::mem::take(&mut self.scratch);
@@ -84,7 +85,7 @@ impl State {
         devices.extend(frame.slots.iter().map(|slot| slots.get(usize::from(slot.0)).copied().unwrap_or(NO_DEVICE)));
         for number in &mut devices {
             // A GPU that has moved away since: its new host speaks for it now.
-            if *number != NO_DEVICE && self.registry.devices[*number as usize].facts.host != host {
+            if *number != NO_DEVICE && self.registry.devices[*number as usize].glance().host != host {
                 *number = NO_DEVICE;
             }
         }
@@ -107,11 +108,12 @@ impl State {
         }
         let skew = &self.registry.hosts[host as usize].skew;
         let context = Context {
-            host,
             epoch: frame.epoch,
             sequence: frame.sequence,
             interval_ms: i64::from(interval_ms),
             late_ns: ns(if frame.backfill { settings.backfill_ms } else { settings.lateness_ms }),
+            closed_ns: self.registry.hosts[host as usize].closed_ns,
+            pauses: Pauses::of(&settings, interval_ms),
             fresh: !frame.backfill && newest.is_some_and(|at| is_fresh(at.0, logged_at, skew, stale_ns(interval_ms, &settings))),
         };
         if context.fresh {
@@ -127,11 +129,13 @@ impl State {
                 Some(Reason::TimestampTooOld)
             };
             let held_ms = tick.held_ms.min(interval_ms.saturating_mul(5) / 2);
+            let (tick, start_ns) = (Tick { held_ms, ..*tick }, floor(tick.sampled_at.0, PANE_NS));
             for (g, &number) in devices.iter().enumerate() {
                 let sample = frame.sample(t, g);
                 if sample.is_empty() {
                     continue;
                 }
+                self.meta.counters.samples += 1;
                 let wrong = if number == NO_DEVICE {
                     Some((Reason::DeviceNotRegistered, format!("slot {}", frame.slots[g].0)))
                 } else {
@@ -141,7 +145,7 @@ impl State {
                     self.meta.counters.rejected += 1;
                     refused.push(context.refusal(self.key(number), None, tick.sampled_at, reason, raw));
                 } else {
-                    self.fold_sample(&context, number, Tick { held_ms, ..*tick }, sample, &mut refused, emit);
+                    self.fold_sample(&context, number, tick, start_ns, sample, &mut refused, emit);
                 }
             }
         }
@@ -154,13 +158,24 @@ impl State {
         self.report(host, frame, refused, emit);
     }
 
-    /// Folds one sample into the pane of its instant.
-    fn fold_sample(&mut self, context: &Context, number: u32, tick: Tick, sample: &Sample, refused: &mut Refused, emit: &mut Emit<'_>) {
+    /// Folds one sample into the pane of its instant, which starts at `start_ns`.
+    #[expect(clippy::too_many_arguments, reason = "one call a sample")]
+    fn fold_sample(
+        &mut self,
+        context: &Context,
+        number: u32,
+        tick: Tick,
+        start_ns: i64,
+        sample: &Sample,
+        refused: &mut Refused,
+        emit: &mut Emit<'_>,
+    ) {
         let (at, held_ms) = (tick.sampled_at, i64::from(tick.held_ms));
         let logged_at = emit.logged_at();
-        let closed_ns = self.registry.hosts[context.host as usize].closed_ns;
         let device = self.registry.device_mut(number);
-        let cleaned = device.limits.refused(sample, at, logged_at);
+        device.look();
+        let glance = &device.glance;
+        let cleaned = glance.limits.refused(sample, &device.facts.gpu, at, logged_at);
         if let Some((_, violations)) = &cleaned {
             let key = Some(device.facts.key);
             for violation in violations {
@@ -176,23 +191,16 @@ impl State {
             Some((sample, _)) => sample,
             None => sample,
         };
-        let start_ns = floor(at.0, PANE_NS);
-        let in_time = start_ns >= closed_ns && !device.facts.retired;
-        let age_ns = logged_at.0.saturating_sub(at.0);
-        if !in_time && age_ns > context.late_ns {
+        let in_time = start_ns >= context.closed_ns && !glance.retired;
+        if !in_time && logged_at.0.saturating_sub(at.0) > context.late_ns {
             let key = Some(device.facts.key);
             self.meta.counters.rejected += 1;
             refused.push(context.refusal(key, None, at, Reason::Late, at.0.to_string()));
             return;
         }
-        let order = (at, context.epoch, context.sequence);
-        device.recent.push(order, Recent { logged_at, sample: *sample });
-        let newest = device.pulse.current.is_none_or(|current| current.order() < order);
-        if newest {
-            device.pulse.current = Some(Current { at, epoch: context.epoch, sequence: context.sequence, sample: *sample });
-        }
+        let (retired, leased, lost) = (glance.retired, glance.leased_at(at), glance.silence == Silence::Lost);
+        let newest = device.recent.push((at, context.epoch, context.sequence), Recent { logged_at, sample: *sample }) == Pushed::Newest;
         device.pulse_dirty = true;
-        let leased = device.leased_at(at);
         let idle_leased = leased && sample.util_percent().is_some_and(|util| util < u64::from(self.meta.settings.idle_below_percent));
         let arrival =
             Arrival { at, epoch: context.epoch, sequence: context.sequence, held_ms, interval_ms: context.interval_ms, sample, idle_leased };
@@ -203,8 +211,9 @@ impl State {
             self.meta.counters.late += 1;
             self.add_late(number, start_ns, &arrival, emit);
         }
-        let lost = self.registry.devices[number as usize].facts.silence == Silence::Lost;
-        self.follow(number, &Observed { lost, at, held_ms, interval_ms: context.interval_ms, leased, sample }, emit);
+        if !retired {
+            self.follow(number, &Observed { lost, at, held_ms, pauses: context.pauses, leased, sample }, emit);
+        }
         if context.fresh {
             self.pulse(number, sample, emit);
             if newest {
@@ -225,13 +234,18 @@ impl State {
         if first {
             device.pulse.live_ns = live_ns;
         }
-        if device.facts.retired {
+        let glance = device.glance();
+        if glance.retired {
             return;
         }
-        if device.facts.silence != Silence::Heard {
+        let drains = glance.draining_ns.is_some();
+        if glance.silence != Silence::Heard {
             self.device_returned(number, emit);
         } else if first {
             self.restate(number, crate::state_time::Cause::of("first_sample"), emit);
+        }
+        if !drains {
+            return;
         }
         let device = &self.registry.devices[number as usize];
         if let (Some(drain_ns), Some(calm_ns)) = (device.facts.draining_ns, device.pulse.calm_ns)
@@ -243,7 +257,9 @@ impl State {
     }
 
     /// Every sample of a frame that was folded before counts as a duplicate, in its window if that is still open.
-    fn duplicate(&mut self, host: u32, frame: &Frame, samples: u64) {
+    fn duplicate(&mut self, host: u32, frame: &Frame) {
+        let samples = samples(frame);
+        self.meta.counters.samples += samples;
         self.meta.counters.duplicate += samples;
         let inventories = &self.registry.hosts[host as usize].inventories;
         let Some(known) = inventories.iter().rposition(|known| known.epoch == frame.epoch && known.revision == frame.inventory_revision) else {
@@ -299,7 +315,9 @@ impl State {
     }
 
     /// Refuses a whole frame: one row, every sample counted.
-    fn refuse_frame(&mut self, host: Option<u32>, frame: &Frame, samples: u64, reason: Reason, emit: &mut Emit<'_>) {
+    fn refuse_frame(&mut self, host: Option<u32>, frame: &Frame, reason: Reason, emit: &mut Emit<'_>) {
+        let samples = samples(frame);
+        self.meta.counters.samples += samples;
         self.meta.counters.rejected += samples;
         let raw = format!("epoch {} revision {}", frame.epoch, frame.inventory_revision);
         let refusal = Refusal {
@@ -310,6 +328,11 @@ impl State {
         };
         self.refuse(host, Some(&frame.host), &format!("sample.{}", frame.host), refusal, emit);
     }
+}
+
+/// How many samples a frame holds: a GPU of which nothing is known has none.
+fn samples(frame: &Frame) -> u64 {
+    frame.samples.iter().filter(|sample| !sample.is_empty()).count() as u64
 }
 
 impl Context {

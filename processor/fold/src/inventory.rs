@@ -11,7 +11,6 @@ use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::time::{LogTime, NS_PER_S};
 
 use crate::State;
-use crate::check::Limits;
 use crate::clock::floor;
 use crate::emit::Emit;
 use crate::faults::Faults;
@@ -21,6 +20,7 @@ use crate::placement::reputation::Reputation;
 use crate::ranges::{HostRanges, Seen};
 use crate::refuse::{Limiter, Refusal};
 use crate::registry::{DEVICES_MAX, Facts, HOSTS_MAX, Health, Host, HostFacts, INVENTORIES_MAX, Known, NO_DEVICE, Pulse, Silence, Use};
+use crate::ring::Ring;
 use crate::skew::Skew;
 use crate::state_time::Cause;
 use crate::window::PANE_NS;
@@ -208,7 +208,6 @@ impl State {
         let live_ns = self.clock.live_ns;
         let device = self.registry.device_mut(number);
         device.facts.gpu = gpu.clone();
-        device.limits = Limits::of(gpu);
         device.facts.host = host;
         device.facts_dirty = true;
         if returns {
@@ -218,6 +217,8 @@ impl State {
             let credited_ms = emit.logged_at().millis();
             device.pulse = Pulse { heard_ns: live_ns, credited_ms, sessions: device.pulse.sessions, ..Pulse::default() };
             device.pulse_dirty = true;
+            // What it said before was by another host's clock, or of another life.
+            device.recent = Ring::default();
         }
         let state = self.stands(number);
         self.open_device_version(number, state, Cause::of(if returns { "registered" } else { "changed" }), emit);

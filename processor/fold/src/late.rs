@@ -85,8 +85,8 @@ impl State {
         let device = self.registry.device_mut(number);
         let open = match tier {
             Tier::TenSeconds => None,
-            Tier::Minute => device.minute.as_mut(),
-            Tier::Hour => device.hour.as_mut(),
+            Tier::Minute => device.minute.as_deref_mut(),
+            Tier::Hour => device.hour.as_deref_mut(),
         };
         match open.filter(|open| open.start_ns == start_ns) {
             Some(open) => open.merge(pane),

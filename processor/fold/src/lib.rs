@@ -71,7 +71,7 @@ use crate::placement::policy::catalogue::Name;
 use crate::placement::policy::mix::Settled;
 use crate::policies::Policies;
 use crate::refuse::{Announcer, Limiter};
-use crate::registry::{Registry, Silence, Use};
+use crate::registry::{Device, Registry, Silence, Use};
 use crate::requests::{Bucket, Requests};
 use crate::timers::Timers;
 use crate::view::View;
@@ -278,15 +278,12 @@ impl State {
     /// Memory, utilisation, temperature and power over the current samples of the GPUs that are heard from.
     fn cluster(&self) -> Option<cluster::Cluster> {
         let devices = || self.registry.devices.iter().filter(|device| !device.facts.retired);
-        let heard = devices().filter(|device| device.facts.silence == Silence::Heard).filter_map(|device| device.pulse.current).map(|current| {
-            let sample = current.sample;
-            cluster::Member {
-                memory_total_bytes: sample.memory_total_bytes(),
-                memory_used_bytes: sample.memory_used_bytes(),
-                util: sample.util_percent(),
-                temperature: sample.temperature_mk(),
-                power: sample.power_mw(),
-            }
+        let heard = devices().filter(|device| device.facts.silence == Silence::Heard).filter_map(Device::current).map(|sample| cluster::Member {
+            memory_total_bytes: sample.memory_total_bytes(),
+            memory_used_bytes: sample.memory_used_bytes(),
+            util: sample.util_percent(),
+            temperature: sample.temperature_mk(),
+            power: sample.power_mw(),
         });
         cluster::Cluster::of(heard, devices().filter(|device| device.facts.silence != Silence::Heard).count() as u64)
     }

@@ -1,6 +1,7 @@
 //! Hosts and GPUs: who is registered, where each stands, and what is open for it. Dense numbers inside, names only at the border.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::BuildHasherDefault;
 use std::hint::black_box;
 
 use plimsoll_schemas::id::{DeviceKey, GpuUuid, HostId};
@@ -8,10 +9,11 @@ use plimsoll_schemas::inventory::{Gpu, Placement};
 use plimsoll_schemas::mig::Promise;
 use plimsoll_schemas::out::DeviceState;
 use plimsoll_schemas::row::Tier;
-use plimsoll_schemas::sample::{Field, Sample};
-use plimsoll_schemas::sketch::Sketch;
+use plimsoll_schemas::sample::Sample;
 use plimsoll_schemas::time::{EventTime, LogTime};
 use serde::{Deserialize, Serialize};
+use siphasher::sip::SipHasher13;
+use smallvec::SmallVec;
 
 use crate::check::Limits;
 use crate::durable::Kind;
@@ -156,21 +158,6 @@ pub(crate) struct Reservation {
     pub promised: Vec<Promise>,
 }
 
-/// The newest sample of a GPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Current {
-    pub at: EventTime,
-    pub epoch: u64,
-    pub sequence: u64,
-    pub sample: Sample,
-}
-
-impl Current {
-    pub fn order(&self) -> (EventTime, u64, u64) {
-        (self.at, self.epoch, self.sequence)
-    }
-}
-
 /// What changes seldom about a GPU.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Facts {
@@ -204,25 +191,24 @@ pub(crate) struct Facts {
 /// What changes with every sample and every window.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Pulse {
-    pub current: Option<Current>,
     /// Whether a fresh live sample ever came since it was registered.
     pub live: bool,
-    /// Live clock when the first one came, ns.
-    pub live_ns: i64,
     /// Live clock when a fresh sample came, ns.
     pub heard_ns: i64,
     /// Live clock since when every fresh sample showed it empty, ns.
     pub calm_ns: Option<i64>,
-    /// State time is credited up to here, log time in ms.
-    pub credited_ms: i64,
     /// Episodes that follow samples.
     pub sessions: Sessions,
+    /// Live clock when the first one came, ns.
+    pub live_ns: i64,
+    /// State time is credited up to here, log time in ms.
+    pub credited_ms: i64,
     /// How busy it was in its newest closed window.
     pub load: Option<DeviceLoad>,
 }
 
 /// A sample of the recent ring.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Recent {
     pub logged_at: LogTime,
     pub sample: Sample,
@@ -236,64 +222,135 @@ pub(crate) struct LatePane {
     pub opened_ns: i64,
 }
 
-/// A registered GPU.
+/// What every sample asks of the facts, side by side: by themselves they are spread over many lines of the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Glance {
+    /// Bounds of its values.
+    pub limits: Limits,
+    pub slowdown_temperature_mk: Option<u64>,
+    pub ecc: u64,
+    pub draining_ns: Option<i64>,
+    leased_from: Option<LogTime>,
+    leased_before: Option<(LogTime, LogTime)>,
+    /// Its host, by number.
+    pub host: u32,
+    pub retired: bool,
+    pub hot: bool,
+    pub silence: Silence,
+}
+
+impl Glance {
+    fn of(facts: &Facts) -> Self {
+        Self {
+            limits: Limits::of(&facts.gpu),
+            slowdown_temperature_mk: facts.gpu.slowdown_temperature_mk,
+            ecc: facts.faults.ecc,
+            draining_ns: facts.draining_ns,
+            leased_from: facts.leased_from,
+            leased_before: facts.leased_before,
+            host: facts.host,
+            retired: facts.retired,
+            hot: facts.faults.hot,
+            silence: facts.silence,
+        }
+    }
+
+    /// Whether the GPU was leased at an instant of its host's clock.
+    pub fn leased_at(&self, at: EventTime) -> bool {
+        let inside = |from: LogTime, to: Option<LogTime>| at.0 >= from.0 && to.is_none_or(|to| at.0 < to.0);
+        self.leased_from.is_some_and(|from| inside(from, None)) || self.leased_before.is_some_and(|(from, to)| inside(from, Some(to)))
+    }
+}
+
+/// A registered GPU. What every sample touches comes first.
 #[derive(Debug, Clone)]
 pub(crate) struct Device {
-    pub facts: Facts,
-    pub pulse: Pulse,
-    /// Open 10 s panes by start; seldom more than two.
-    pub open: Vec<Pane>,
-    pub minute: Option<Pane>,
-    pub hour: Option<Pane>,
-    pub late: BTreeMap<(Tier, i64), LatePane>,
-    /// How many parts of a window were closed, for windows with more than one.
-    pub parts: BTreeMap<(Tier, i64), u32>,
-    /// Its newest samples; memory only.
-    pub recent: Ring<Recent>,
-    /// Bounds of its values, from the facts.
-    pub limits: Limits,
-    /// Panes and late parts that closed since the last commit and stand in the store.
-    pub gone: Vec<(Kind, Tier, i64)>,
+    /// What it was when somebody looked last.
+    pub glance: Glance,
+    /// The facts have changed since the last commit, and the glance may be of older ones.
     pub facts_dirty: bool,
     pub pulse_dirty: bool,
     pub listed: bool,
     pub touched: bool,
+    pub pulse: Pulse,
+    /// Its newest samples; all but the newest are memory only.
+    pub recent: Ring<Recent>,
+    /// Open 10 s panes by start; seldom more than two, which lie here and not elsewhere: every sample changes one.
+    pub open: SmallVec<[Pane; 2]>,
+    pub facts: Facts,
+    pub minute: Option<Box<Pane>>,
+    pub hour: Option<Box<Pane>>,
+    pub late: BTreeMap<(Tier, i64), LatePane>,
+    /// How many parts of a window were closed, for windows with more than one.
+    pub parts: BTreeMap<(Tier, i64), u32>,
+    /// Panes and late parts that closed since the last commit and stand in the store.
+    pub gone: Vec<(Kind, Tier, i64)>,
 }
 
 impl Device {
     pub fn new(facts: Facts) -> Self {
-        let limits = Limits::of(&facts.gpu);
         Self {
-            facts,
-            pulse: Pulse::default(),
-            open: Vec::new(),
-            minute: None,
-            hour: None,
-            late: BTreeMap::new(),
-            parts: BTreeMap::new(),
-            recent: Ring::default(),
-            limits,
-            gone: Vec::new(),
+            glance: Glance::of(&facts),
             facts_dirty: true,
             pulse_dirty: true,
             listed: false,
             touched: false,
+            pulse: Pulse::default(),
+            recent: Ring::default(),
+            open: SmallVec::new(),
+            facts,
+            minute: None,
+            hour: None,
+            late: BTreeMap::new(),
+            parts: BTreeMap::new(),
+            gone: Vec::new(),
         }
     }
 
     /// Reads a little of everything that a sample will change, to no other end than that it comes into the cache. The GPUs of a frame are
     /// far apart in memory: read one after the other before they are folded, they are waited for together and not in turn.
     pub fn warm(&self) {
-        let (facts, pulse) = (&self.facts, &self.pulse);
         let of_pane = self.open.last().map(|pane| {
-            let (stats, state) = (&pane.stats, &pane.state);
-            let bins = |sketch: &Sketch| sketch.held_first();
-            (stats.received, stats.last.map(|last| last.sequence), state.allocated_ms, bins(&stats.util_sketch), bins(&stats.memory_sketch))
+            let stats = &pane.stats;
+            (
+                stats.covered_ms,
+                stats.memory_used_mib_ms,
+                stats.util_sketch.is_empty(),
+                stats.energy_mj,
+                stats.last.map(|last| last.sequence),
+                stats.received,
+            )
         });
-        let newest = self.recent.current().map(|&((at, ..), _)| at);
-        let current = pulse.current.map(|current| (current.sequence, current.sample.wire(Field::Procs)));
-        let sessions = pulse.sessions.newest_ns();
-        black_box((of_pane, newest, current, pulse.heard_ns, sessions, facts.silence, facts.leased_from, facts.draining_ns, self.listed));
+        // The place of the oldest sample is where the next one goes.
+        let oldest = self.recent.oldest().map(|&((at, ..), _)| at);
+        black_box((of_pane, oldest, self.pulse.heard_ns, self.pulse.sessions.spread(), self.glance.silence, self.listed));
+    }
+
+    /// What a sample asks of the facts.
+    #[inline]
+    pub fn glance(&mut self) -> &Glance {
+        self.look();
+        &self.glance
+    }
+
+    /// Brings the glance up to date.
+    #[inline]
+    pub fn look(&mut self) {
+        if self.facts_dirty {
+            self.glance = Glance::of(&self.facts);
+        }
+        debug_assert_eq!(self.glance, Glance::of(&self.facts), "facts of {} have changed and are not marked as changed", self.uuid());
+    }
+
+    /// What stands in the store is what the facts are now.
+    pub fn facts_are_stored(&mut self) {
+        self.glance = Glance::of(&self.facts);
+        self.facts_dirty = false;
+    }
+
+    /// Its newest sample.
+    pub fn current(&self) -> Option<&Sample> {
+        self.recent.current().map(|(_, recent)| &recent.sample)
     }
 
     pub fn uuid(&self) -> &GpuUuid {
@@ -301,7 +358,16 @@ impl Device {
     }
 
     /// The open 10 s pane that starts at `start_ns`, made if there is none.
+    #[inline]
     pub fn pane(&mut self, start_ns: i64) -> &mut Pane {
+        let newest = self.open.len().wrapping_sub(1);
+        if self.open.get(newest).is_some_and(|pane| pane.start_ns == start_ns) {
+            return &mut self.open[newest];
+        }
+        self.other_pane(start_ns)
+    }
+
+    fn other_pane(&mut self, start_ns: i64) -> &mut Pane {
         let at = match self.open.iter().rposition(|pane| pane.start_ns <= start_ns) {
             Some(at) if self.open[at].start_ns == start_ns => return &mut self.open[at],
             Some(at) => at + 1,
@@ -310,19 +376,19 @@ impl Device {
         self.open.insert(at, Pane::new(start_ns));
         &mut self.open[at]
     }
-
-    /// Whether it was leased at an instant of its host's clock.
-    pub fn leased_at(&self, at: EventTime) -> bool {
-        let inside = |from: LogTime, to: Option<LogTime>| at.0 >= from.0 && to.is_none_or(|to| at.0 < to.0);
-        self.facts.leased_from.is_some_and(|from| inside(from, None)) || self.facts.leased_before.is_some_and(|(from, to)| inside(from, Some(to)))
-    }
 }
+
+/// The number of each host, for every frame to be looked up in. Nobody walks through it, so its order reaches nothing.
+#[expect(clippy::disallowed_types, reason = "looked up, never walked")]
+type Numbers = std::collections::HashMap<HostId, u32, BuildHasherDefault<SipHasher13>>;
 
 /// Every host and GPU of a cell.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Registry {
     pub hosts: Vec<Host>,
     pub devices: Vec<Device>,
+    numbers: Numbers,
+    /// The same, in the order of the names.
     pub by_host: BTreeMap<HostId, u32>,
     pub by_uuid: BTreeMap<GpuUuid, u32>,
     pub by_key: BTreeMap<DeviceKey, u32>,
@@ -336,7 +402,7 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub fn host_number(&self, id: &HostId) -> Option<u32> {
-        self.by_host.get(id).copied()
+        self.numbers.get(id).copied()
     }
 
     pub fn device_number(&self, uuid: &GpuUuid) -> Option<u32> {
@@ -380,6 +446,7 @@ impl Registry {
     /// A host heard of for the first time.
     pub fn add_host(&mut self, host: Host) -> u32 {
         let number = self.hosts.len() as u32;
+        self.numbers.insert(host.id.clone(), number);
         self.by_host.insert(host.id.clone(), number);
         self.dirty_hosts.push(number);
         self.hosts.push(Host { dirty: true, ..host });

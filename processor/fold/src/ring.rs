@@ -27,6 +27,8 @@ pub enum Pushed {
 /// The newest samples of one GPU, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ring<T> {
+    /// Order of the newest one, which is looked at with every push: it lies here and not among the samples.
+    newest: Option<Order>,
     samples: VecDeque<(Order, T)>,
     capacity: usize,
     late: u64,
@@ -42,13 +44,14 @@ impl<T> Ring<T> {
     /// An empty ring of at most `capacity` samples, at least one. The first one takes room for [`RECENT`], which costs memory only as it
     /// fills: a buffer that grows is copied each time, and on the way takes twice the memory.
     pub fn new(capacity: usize) -> Self {
-        Self { samples: VecDeque::new(), capacity: capacity.max(1), late: 0 }
+        Self { newest: None, samples: VecDeque::new(), capacity: capacity.max(1), late: 0 }
     }
 
     /// Takes a sample and drops the oldest if there are too many: O(1) in order, O(log n + n moves) if late.
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, order: Order, sample: T) -> Pushed {
-        if self.samples.back().is_none_or(|(newest, _)| *newest < order) {
+        if self.newest.is_none_or(|newest| newest < order) {
+            self.newest = Some(order);
             if self.samples.len() == self.capacity {
                 self.samples.pop_front();
             } else if self.samples.is_empty() {
@@ -77,6 +80,11 @@ impl<T> Ring<T> {
     /// The sample with the greatest order.
     pub fn current(&self) -> Option<&(Order, T)> {
         self.samples.back()
+    }
+
+    /// The sample with the least order.
+    pub fn oldest(&self) -> Option<&(Order, T)> {
+        self.samples.front()
     }
 
     /// The samples, oldest first; from the back, newest first.
