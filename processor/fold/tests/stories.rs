@@ -834,3 +834,18 @@ fn the_cluster_sums_only_gpus_that_are_heard_from_and_counts_the_silent_ones() {
     assert_eq!(half.device_count, all.device_count / 2);
     assert!(half.memory_total_bytes.sum < all.memory_total_bytes.sum);
 }
+
+#[test]
+fn what_a_gpu_said_before_it_left_is_not_its_newest_sample_when_it_is_back() {
+    let mut world = World::with_hosts(1);
+    let mut ahead = world.frame(0);
+    ahead.ticks[0].sampled_at = EventTime(world.now_ns + 4 * NS_PER_S);
+    world.send(ahead);
+    let said = |world: &World| world.state.recent(None, 100).iter().filter(|row| row.gpu_index == 0).map(|row| row.sampled_at.0).collect::<Vec<_>>();
+    assert_eq!(said(&world).last(), Some(&(world.now_ns + 4 * NS_PER_S)));
+    world.announce(0, 1, 2, vec![gpu(0, 1)]);
+    world.announce(0, 1, 3, vec![gpu(0, 0), gpu(0, 1)]);
+    let frame = Frame { inventory_revision: 3, ..world.frame(0) };
+    world.send(frame);
+    assert_eq!(said(&world), [world.now_ns]);
+}
