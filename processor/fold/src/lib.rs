@@ -67,7 +67,7 @@ use crate::gaps::Turn;
 use crate::host_window::DeviceMinute;
 use crate::leases::Leases;
 use crate::paces::Paces;
-use crate::placement::policy::catalogue::Name;
+use crate::placement::policy::catalogue::{Bidder, Name};
 use crate::placement::policy::mix::Settled;
 use crate::policies::Policies;
 use crate::refuse::{Announcer, Limiter};
@@ -79,7 +79,7 @@ use crate::waiting::Queue;
 
 /// Version of what the fold does with the same log. It grows when the same records would give other rows, outputs or states; the shape
 /// of what is stored has a version of its own, [`durable::FORMAT`].
-pub const LOGIC: u32 = 10;
+pub const LOGIC: u32 = 11;
 
 /// What folding records has produced since it was last taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -120,6 +120,8 @@ struct Meta {
     requests: u64,
     /// Name of the policy that places; empty = nobody has chosen one.
     policy: String,
+    /// How many of 100 parts of its decisions power has.
+    power_weight: u32,
     /// Bound on rows of `rejected` that belong to no registered host.
     limiter: Limiter,
 }
@@ -128,6 +130,11 @@ impl Meta {
     /// The policy that places.
     fn policy(&self) -> Name {
         Name::from_code(&self.policy).unwrap_or(placing::DEFAULT)
+    }
+
+    /// The same with what counts besides.
+    fn bidder(&self) -> Bidder {
+        Bidder { policy: self.policy(), power_weight: self.power_weight }
     }
 }
 

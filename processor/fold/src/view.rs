@@ -20,7 +20,7 @@ use crate::placement::candidate::Candidate;
 use crate::placement::cell::{Cell, Chooser, Host};
 use crate::placement::mig::Board;
 use crate::placement::plan::Neighbours;
-use crate::placement::policy::catalogue::Name;
+use crate::placement::policy::catalogue::{Bidder, Name};
 use crate::placement::policy::host::{CLASSES, Classes};
 use crate::placement::select::{Choice, choose};
 use crate::placing::Assume;
@@ -57,14 +57,14 @@ impl View {
 
 impl State {
     /// The choice for a request under some assumptions.
-    pub(crate) fn choose(&mut self, tenant: &TenantId, ask: &Ask<'_>, policy: Name, assume: &Assume) -> Choice {
+    pub(crate) fn choose(&mut self, tenant: &TenantId, ask: &Ask<'_>, bidder: Bidder, assume: &Assume) -> Choice {
         let mut view = self.up_to_date();
         let assumed = self.assumed_hosts(assume);
         for &host in &assumed {
             view.cell.update(view.places[host as usize], |seen| _ = self.see(seen, host, assume));
         }
-        let neighbours = self.neighbours(tenant, ask, policy, assume);
-        let chooser = Chooser { policy, mix: self.mix.seen(), tables: self.hashed_tables(), turn: self.meta.chain.decision_seq };
+        let neighbours = self.neighbours(tenant, ask, bidder.policy, assume);
+        let chooser = Chooser { bidder, mix: self.mix.seen(), tables: self.hashed_tables(), turn: self.meta.chain.decision_seq };
         let choice = choose(&mut view.cell, ask, chooser, &neighbours);
         for &host in &assumed {
             view.cell.update(view.places[host as usize], |seen| _ = self.see(seen, host, &Assume::default()));
@@ -300,6 +300,7 @@ fn candidate(number: u32, device: &Device) -> Candidate {
         util_percent: None,
         temperature_mk: None,
         slowdown_temperature_mk: gpu.slowdown_temperature_mk,
+        power_limit_mw: gpu.power_limit_mw.or(gpu.power_limit_max_mw),
         gate: None,
         kept: false,
         reserved_milli: 0,

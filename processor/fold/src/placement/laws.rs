@@ -17,7 +17,7 @@ use super::candidate::Candidate;
 use super::cell::{Cell, Chooser, Hashed, Host};
 use super::mig::Board;
 use super::plan::Neighbours;
-use super::policy::catalogue::Name;
+use super::policy::catalogue::{Bidder, Name};
 use super::policy::host::CLASSES;
 use super::policy::mix::Mix;
 use super::reputation::Reputation;
@@ -41,6 +41,7 @@ struct Gpu {
     reserved_gib: u64,
     numa_node: u16,
     kind: Kind,
+    limit_mw: Option<u64>,
 }
 
 /// What MIG makes of a GPU.
@@ -98,6 +99,7 @@ impl Gpu {
             util_percent: Some(self.used_gib),
             temperature_mk: Some(if self.hot { 365_000 } else { 320_000 }),
             slowdown_temperature_mk: Some(363_150),
+            power_limit_mw: self.limit_mw,
             gate: self.gate,
             kept: self.kept,
             reserved_milli: self.reserved_milli,
@@ -146,9 +148,9 @@ prop_compose! {
         model in prop::sample::select(vec!["H100", "A100"]), used_gib in 0..=70u64, hot in prop::bool::weighted(0.05), kept in prop::bool::weighted(0.05),
         gate in prop::option::weighted(0.1, prop::sample::select(vec![Reason::Stale, Reason::Cordoned, Reason::Draining])),
         reserved_milli in prop::sample::select(vec![0, 0, 0, 300, 1_000]), reserved_gib in 0..=40u64, numa_node in 0..2u16,
-        kind in any_kind(),
+        kind in any_kind(), limit_mw in prop::option::weighted(0.8, prop::sample::select(vec![70_000, 400_000, 700_000])),
     ) -> Gpu {
-        Gpu { number: 0, slot: 0, model, used_gib, hot, gate, kept, reserved_milli, reserved_gib, numa_node, kind }
+        Gpu { number: 0, slot: 0, model, limit_mw, used_gib, hot, gate, kept, reserved_milli, reserved_gib, numa_node, kind }
     }
 }
 
@@ -166,6 +168,12 @@ fn any_cell() -> impl Strategy<Value = Vec<Owned>> {
         };
         hosts.into_iter().enumerate().map(&mut owned).collect()
     })
+}
+
+/// Every policy, alone and with power beside it.
+fn any_bidder() -> impl Strategy<Value = Bidder> {
+    (prop::sample::select(Name::ALL.to_vec()), prop::sample::select(vec![0, 0, 5, 60, 100]))
+        .prop_map(|(policy, power_weight)| Bidder { policy, power_weight })
 }
 
 fn any_place() -> impl Strategy<Value = Place> {
@@ -197,10 +205,10 @@ fn any_place() -> impl Strategy<Value = Place> {
     })
 }
 
-fn choice(cell: &mut Cell, place: &Place, policy: Name, mix: &Mix) -> Choice {
+fn choice(cell: &mut Cell, place: &Place, bidder: Bidder, mix: &Mix) -> Choice {
     let ask = Ask::new(place).expect("within bounds");
     let mix = Hashed { of: mix, hash: mix.hash() };
-    choose(cell, &ask, Chooser { policy, mix, tables: None, turn: 3 }, &Neighbours::new())
+    choose(cell, &ask, Chooser { bidder, mix, tables: None, turn: 3 }, &Neighbours::new())
 }
 
 fn mix_of(places: &[Place]) -> Mix {
@@ -295,9 +303,9 @@ proptest! {
     fn a_choice_keeps_every_limit_says_why_for_every_gpu_and_does_not_depend_on_any_order(
         (cell, shuffled) in any_cell().prop_flat_map(|cell| (Just(cell.clone()), Just(cell).prop_shuffle())),
         place in any_place(),
-        policy in prop::sample::select(Name::ALL.to_vec()),
+        bidder in any_bidder(),
     ) {
-        let choice_of = |owned: &[Owned], backwards: bool| choice(&mut cell_of(owned, backwards), &place, policy, &mix_of(std::slice::from_ref(&place)));
+        let choice_of = |owned: &[Owned], backwards: bool| choice(&mut cell_of(owned, backwards), &place, bidder, &mix_of(std::slice::from_ref(&place)));
         let choice = choice_of(&cell, false);
         prop_assert_eq!(&choice, &choice_of(&shuffled, true));
         if cell.iter().all(|host| host.gpus.is_empty()) {
@@ -320,11 +328,11 @@ proptest! {
     fn what_is_remembered_from_one_choice_to_the_next_makes_no_difference(
         mut owned in any_cell(),
         places in prop::collection::vec(any_place(), 1..4),
-        steps in prop::collection::vec((any::<(usize, usize, usize)>(), any_gpu(), prop::sample::select(Name::ALL.to_vec()), 0..8u8), 1..12),
+        steps in prop::collection::vec((any::<(usize, usize, usize)>(), any_gpu(), any_bidder(), 0..8u8), 1..12),
     ) {
         owned.sort_by(|a, b| a.id.cmp(&b.id));
         let mut kept = cell_of(&owned, false);
-        for ((host, gpu, place), new, policy, learns) in steps {
+        for ((host, gpu, place), new, bidder, learns) in steps {
             let (host, place) = (host % owned.len(), &places[place % places.len()]);
             let here = &mut owned[host];
             if !here.gpus.is_empty() {
@@ -336,7 +344,7 @@ proptest! {
             kept.update(host, |seen| *seen = here.host());
             // Now and then the mix is another one.
             let mix = if learns == 0 { Mix::default() } else { mix_of(&places) };
-            prop_assert_eq!(choice(&mut kept, place, policy, &mix), choice(&mut cell_of(&owned, false), place, policy, &mix));
+            prop_assert_eq!(choice(&mut kept, place, bidder, &mix), choice(&mut cell_of(&owned, false), place, bidder, &mix));
         }
     }
 }
