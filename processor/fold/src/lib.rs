@@ -71,7 +71,7 @@ use crate::placement::policy::catalogue::{Bidder, Name};
 use crate::placement::policy::mix::Settled;
 use crate::policies::Policies;
 use crate::refuse::{Announcer, Limiter};
-use crate::registry::{Registry, Silence, Use};
+use crate::registry::{Registry, Silence};
 use crate::requests::{Bucket, Requests};
 use crate::timers::Timers;
 use crate::view::View;
@@ -306,7 +306,7 @@ impl State {
             hosts: self.registry.hosts.len() as u64,
             hosts_silent: self.registry.hosts.iter().filter(|host| host.silence != Silence::Heard).count() as u64,
             devices: devices().count() as u64,
-            devices_placeable: devices().filter(|device| device.facts.using == Use::Free).count() as u64,
+            devices_placeable: devices().filter(|device| device.is_placeable()).count() as u64,
             leases: self.leases.by_fence.len() as u64,
             requests_waiting: self.queue.by_turn.len() as u64,
             panes_open: self

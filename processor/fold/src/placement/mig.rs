@@ -125,6 +125,11 @@ impl Board {
         Err(if few { Reason::MigNoSlice } else { Reason::MigStart })
     }
 
+    /// Whether an instance of any profile can be made.
+    pub fn takes_any(&self) -> bool {
+        (0..self.can.profiles.len().min(PROFILES_MAX)).any(|profile| self.has_room(profile).is_ok())
+    }
+
     /// The open place of a profile that costs least, of equals the first; absent if there is none.
     pub fn best(&self, profile: usize) -> Option<Made> {
         let made = |slices| Made { profile, slices, lost_micro: self.lost_micro(profile, slices) };
