@@ -120,6 +120,7 @@ pub(crate) fn decision_row(decided: &Decided, decided_at: LogTime) -> DecisionRo
         decision_id: decided.decision_id.clone(),
         decision_seq: decided.decision_seq,
         request_id: decided.request_id.clone(),
+        tenant: decided.tenant.clone(),
         decided_at,
         outcome: decided.outcome,
         reason: decided.reason,
