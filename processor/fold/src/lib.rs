@@ -53,7 +53,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_schemas::ctl::{Class, Repair};
 use plimsoll_schemas::id::{CellId, DeviceKey, HostId, Position, TenantId};
-use plimsoll_schemas::out::Output;
+use plimsoll_schemas::out::{Output, PaceCounts};
 use plimsoll_schemas::row::{PlacedRow, SampleRow, Tier};
 use plimsoll_schemas::settings::Thresholds;
 use plimsoll_schemas::time::LogTime;
@@ -212,6 +212,9 @@ pub struct Summary {
     pub out_seq: u64,
     /// Number of the last decision.
     pub decision_seq: u64,
+    /// What became of the requests under each pace in force, by `cell` or `tenant/<id>`, since it came into force. Of tenants the first
+    /// hundred, the others together under `others`.
+    pub paces: BTreeMap<String, PaceCounts>,
     /// Sums over the current samples of the GPUs that are heard from; absent without one.
     pub cluster: Option<cluster::Cluster>,
 }
@@ -327,6 +330,7 @@ impl State {
             alerts_firing: self.alerts.firing(),
             out_seq: self.meta.chain.out_seq,
             decision_seq: self.meta.chain.decision_seq,
+            paces: self.paces.counts(),
             cluster: self.cluster(),
         }
     }
