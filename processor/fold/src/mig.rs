@@ -97,9 +97,10 @@ impl State {
     }
 }
 
-/// Sees what is left of a board with MIG mode on, where some leases are taken to have ended.
-pub(crate) fn see_board(seen: &mut Board, reservations: &[Reservation], ended: &BTreeSet<u64>) {
+/// Sees what is left of a board with MIG mode on, where some leases are taken to have ended and slices are kept.
+pub(crate) fn see_board(seen: &mut Board, reservations: &[Reservation], ended: &BTreeSet<u64>, kept: &[Slices]) {
     seen.forget();
+    kept.iter().for_each(|&slices| seen.keep(slices));
     for reservation in reservations.iter().filter(|r| !ended.contains(&r.fence)) {
         if reservation.promised.is_empty() {
             seen.close();

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_schemas::frame::cut;
 use plimsoll_schemas::id::TenantId;
+use plimsoll_schemas::mig::Slices;
 use plimsoll_schemas::out::{Decided, LeaseState, Outcome};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Place, TEXT_BYTES_MAX, WAIT_MS_MAX};
@@ -35,6 +36,8 @@ pub(crate) struct Assume {
     pub ended: BTreeSet<u64>,
     /// GPUs, by number, that are kept for another request.
     pub kept: BTreeSet<u32>,
+    /// Slices that are, by the number of their board.
+    pub kept_slices: BTreeMap<u32, Vec<Slices>>,
 }
 
 impl State {

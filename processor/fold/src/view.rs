@@ -198,7 +198,8 @@ impl State {
             }
         }
         seen.reserved_milli += self.mig_milli(device, &assume.ended);
-        seen.mig.iter_mut().for_each(|board| see_board(board, &facts.reservations, &assume.ended));
+        let slices = assume.kept_slices.get(&seen.number).map_or(&[][..], Vec::as_slice);
+        seen.mig.iter_mut().for_each(|board| see_board(board, &facts.reservations, &assume.ended, slices));
         // What an ended lease would leave behind nobody knows; it promised to use no more than it held.
         seen.memory_used_bytes = if ended { Some(0) } else { sample.memory_used_bytes() };
         seen.gate = self.gate(device);
@@ -230,7 +231,7 @@ impl State {
     /// The hosts that look different under some assumptions.
     fn assumed_hosts(&self, assume: &Assume) -> BTreeSet<u32> {
         let ended = assume.ended.iter().filter_map(|fence| self.leases.by_fence.get(fence));
-        let devices = ended.clone().flat_map(|lease| &lease.held).chain(&assume.kept);
+        let devices = ended.clone().flat_map(|lease| &lease.held).chain(&assume.kept).chain(assume.kept_slices.keys());
         let of_devices = devices.map(|&number| self.registry.devices[number as usize].facts.host);
         of_devices.chain(ended.flat_map(|lease| lease.hosts.iter().map(|share| share.host))).collect()
     }

@@ -323,6 +323,32 @@ fn a_request_for_an_instance_waits_for_slices_and_counts_against_the_quota_like_
 }
 
 #[test]
+fn of_a_board_only_the_slices_that_a_waiting_request_needs_are_kept_for_it() {
+    let waits = |fleet: &mut Fleet, profile: &str| {
+        ask(fleet, Place { max_wait_ms: Some(600_000), ..request("waits", mig(profile)) });
+        fleet.live(2, &[0]);
+    };
+    let mut fleet = cell_of(vec![board(0, &[])]);
+    let first = ask(&mut fleet, request("first", mig("4g.40gb")));
+    waits(&mut fleet, "4g.40gb");
+    assert_eq!(given(&ask(&mut fleet, request("beside", mig("1g.10gb")))), [(0, Some(6))]);
+    let mut store = BTreeMap::new();
+    restarted(&mut fleet, &mut store);
+    fleet.clear();
+    release(&mut fleet, &first);
+    let placed = decided(&fleet);
+    assert_eq!((placed[0].request_id.as_str(), given(&placed[0])), ("waits", vec![(0, Some(0))]));
+
+    let mut fleet = cell_of(vec![board(0, &[])]);
+    let first = ask(&mut fleet, request("first", mig("1g.10gb")));
+    waits(&mut fleet, "7g.80gb");
+    assert_eq!(outcome(&ask(&mut fleet, request("beside", mig("1g.10gb")))), (Outcome::Rejected, Some(Reason::Reserved)));
+    let short = Place { duration_ms: Some(1_000), ..request("short", mig("1g.10gb")) };
+    assert_eq!(ask(&mut fleet, short).outcome, Outcome::Placed, "it says that it ends before");
+    release(&mut fleet, &first);
+}
+
+#[test]
 fn an_inventory_of_a_board_that_cannot_be_changes_nothing() {
     let mut fleet = cell_of(vec![board(0, &[])]);
     fleet.clear();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use plimsoll_schemas::id::{HostId, Slot};
 use plimsoll_schemas::inventory;
-use plimsoll_schemas::mig::{Instance, Mig, Profile, Promise, SLICES_MAX};
+use plimsoll_schemas::mig::{Instance, Mig, Profile, Promise, SLICES_MAX, Slices};
 use plimsoll_schemas::out::Outcome;
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Bundle, Constraints, Domain, Locality, Place, Spread, Topology, WHOLE_MILLI};
@@ -49,7 +49,7 @@ struct Gpu {
 enum Kind {
     Plain,
     Instance(&'static str),
-    Board(Mig, Vec<Promise>),
+    Board(Mig, Vec<Promise>, Vec<Slices>),
 }
 
 #[derive(Debug, Clone)]
@@ -76,9 +76,10 @@ impl Owned {
 
 impl Gpu {
     fn board(&self) -> Option<Board> {
-        let Kind::Board(mig, promised) = &self.kind else { return None };
+        let Kind::Board(mig, promised, kept) = &self.kind else { return None };
         let mut board = Board::new(Arc::new(mig.clone()));
         promised.iter().for_each(|promise| board.promise(promise));
+        kept.iter().for_each(|&slices| board.keep(slices));
         Some(board)
     }
 
@@ -109,10 +110,10 @@ impl Gpu {
     }
 }
 
-/// A board of up to twelve slices: random profiles, and instances and promises wherever they are legal and still fit.
+/// A board of up to twelve slices: random profiles, instances and promises wherever they are legal and still fit, and slices that are kept.
 fn any_board() -> impl Strategy<Value = Kind> {
     let profile = (1..6u8, prop::collection::btree_set(0..7u8, 1..6), prop::option::of(1..3u8));
-    let wishes = prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<bool>()), 0..6);
+    let wishes = prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..4u8), 0..6);
     (prop::collection::vec(profile, 1..4), wishes).prop_map(|(profiles, wishes)| {
         let profile = |((size, starts, instances_max), name): (_, &&str)| Profile {
             name: (*name).to_owned(),
@@ -122,17 +123,19 @@ fn any_board() -> impl Strategy<Value = Kind> {
             instances_max,
         };
         let profiles: Vec<Profile> = profiles.into_iter().zip(&PROFILES).map(profile).collect();
-        let (mut instances, mut promised, mut taken) = (Vec::new(), Vec::new(), 0);
-        for (which, at, exists) in wishes {
+        let (mut instances, mut promised, mut kept, mut taken) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for (which, at, is) in wishes {
             let profile = &profiles[which.index(profiles.len())];
             let (name, start, size) = (profile.name.clone(), profile.starts[at.index(profile.starts.len())], profile.size);
             let instance = Instance { profile: name.clone(), start, size, uuid: None };
-            if taken & instance.slices().mask() == 0 {
+            if is == 0 {
+                kept.push(instance.slices());
+            } else if taken & instance.slices().mask() == 0 {
                 taken |= instance.slices().mask();
-                if exists { instances.push(instance) } else { promised.push(Promise { profile: name, start, size }) }
+                if is == 1 { instances.push(instance) } else { promised.push(Promise { profile: name, start, size }) }
             }
         }
-        Kind::Board(Mig { profiles, instances }, promised)
+        Kind::Board(Mig { profiles, instances }, promised, kept)
     })
 }
 
@@ -226,11 +229,17 @@ fn cell_of(owned: &[Owned], backwards: bool) -> Cell {
 }
 
 /// A new instance stands where its profile may, on nothing that exists, is promised or was given before, and there are not too many of it.
-fn is_legal(mig: &Mig, promised: &[Promise], bundle: &Bundle, made: Option<Promise>, given: &mut Vec<Promise>) -> Result<(), TestCaseError> {
+fn is_legal(
+    (mig, promised, kept): (&Mig, &[Promise], &[Slices]),
+    bundle: &Bundle,
+    made: Option<Promise>,
+    given: &mut Vec<Promise>,
+) -> Result<(), TestCaseError> {
     let made = made.expect("a place on a board is a promise");
     let profile = mig.profiles.iter().find(|profile| profile.name == made.profile).expect("a profile of the board");
     prop_assert_eq!(Some(&made.profile), bundle.mig_profile.as_ref());
     prop_assert!(profile.places().any(|place| place == made.slices()) && made.start + made.size <= SLICES_MAX);
+    prop_assert!(kept.iter().all(|slices| slices.mask() & made.slices().mask() == 0), "{:?} is kept", made);
     let existing = mig.instances.iter().map(|of| (&of.profile, of.slices()));
     let others: Vec<_> = existing.chain(promised.iter().chain(given.iter()).map(|of| (&of.profile, of.slices()))).collect();
     prop_assert!(others.iter().all(|(_, place)| place.mask() & made.slices().mask() == 0), "{:?} overlaps one of {:?}", made, others);
@@ -258,8 +267,8 @@ fn holds(cell: &[Owned], place: &Place, choice: &Choice) -> Result<(), TestCaseE
         for pick in of_member {
             let gpu = gpus[&pick.number].1;
             prop_assert_eq!(matches!(gpu.kind, Kind::Board(..)), pick.slices.is_some(), "a board is used through new instances and nothing else");
-            if let Kind::Board(mig, promised) = &gpu.kind {
-                is_legal(mig, promised, bundle, choice.promise(place, pick), given.entry(pick.number).or_default())?;
+            if let Kind::Board(mig, promised, kept) = &gpu.kind {
+                is_legal((mig, promised, kept), bundle, choice.promise(place, pick), given.entry(pick.number).or_default())?;
                 prop_assert!(pick.milli == WHOLE_MILLI && pick.vram_bytes == INSTANCE_GIB * GIB && pick.vram_bytes >= bundle.vram_bytes);
                 prop_assert!(gpu.gate.is_none() && !gpu.hot && !gpu.kept && place.model.as_deref().is_none_or(|model| model == gpu.model));
                 continue;
