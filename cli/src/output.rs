@@ -58,6 +58,12 @@ impl Table {
         self.rows.first()?.get(index)?.as_deref()
     }
 
+    /// The texts of a column, by its name; none if there is no such column.
+    pub fn column<'a>(&'a self, column: &str) -> impl Iterator<Item = Option<&'a str>> {
+        let index = self.columns.iter().position(|(name, _)| name == column);
+        self.rows.iter().filter_map(move |row| Some(row.get(index?)?.as_deref()))
+    }
+
     /// The same with one line per column: its name, then its value in each row.
     pub fn upright(&self) -> Self {
         let mut upright = Self::of_text(&["name"]);

@@ -1,10 +1,32 @@
 //! Every metric of the processor, with unit and help.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use plimsoll_schemas::out::PaceCounts;
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+/// Whose pace.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+pub struct OfPace {
+    /// `cell`, `tenant/<id>` or `others`.
+    pub scope: String,
+}
+
+/// Whose pace, and what became of requests under it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct UnderPace {
+    /// `cell`, `tenant/<id>` or `others`.
+    pub scope: String,
+    /// `admitted`, `refused`, `cancelled` or `waiting`.
+    pub outcome: &'static str,
+}
 
 /// Handles to all metrics; a clone is the same metrics.
 #[derive(Debug, Clone, Default)]
@@ -107,6 +129,12 @@ pub struct Metrics {
     pub leases: Gauge,
     /// Requests that wait for room.
     pub requests_waiting: Gauge,
+    /// Requests that came under each pace in force.
+    pub pace_offered: Family<OfPace, Gauge>,
+    /// The same by what became of them.
+    pub pace_requests: Family<UnderPace, Gauge>,
+    /// The paces that are shown now.
+    paces: Arc<Mutex<BTreeSet<String>>>,
     /// Panes open.
     pub panes_open: Gauge,
     /// Alerts firing.
@@ -213,6 +241,10 @@ impl Metrics {
         all.register("devices_placeable", "GPUs that could take a placement now", self.devices_placeable.clone());
         all.register("leases", "Leases not ended", self.leases.clone());
         all.register("requests_waiting", "Placement requests that wait for room", self.requests_waiting.clone());
+        let offered = "Placement requests that came under a pace since it came into force: admitted, refused, cancelled and waiting ones";
+        all.register("pace_offered_requests", offered, self.pace_offered.clone());
+        let outcomes = "The same by what became of them; whoever is ahead of the pace is refused or waits";
+        all.register("pace_requests", outcomes, self.pace_requests.clone());
         all.register("panes_open", "Windows open", self.panes_open.clone());
         all.register("alerts_firing", "Alerts firing", self.alerts_firing.clone());
         all.register("samples_folded", "Samples folded since the log began", self.samples_folded.clone());
@@ -230,6 +262,7 @@ impl Metrics {
         self.devices_placeable.set(signed(summary.devices_placeable));
         self.leases.set(signed(summary.leases));
         self.requests_waiting.set(signed(summary.requests_waiting));
+        self.show_paces(&summary.paces);
         self.panes_open.set(signed(summary.panes_open));
         self.alerts_firing.set(signed(summary.alerts_firing));
         self.samples_folded.set(signed(summary.samples_folded));
@@ -239,7 +272,52 @@ impl Metrics {
     }
 }
 
+impl Metrics {
+    /// Shows what became of requests under each pace, and no longer those of paces that have ended.
+    fn show_paces(&self, paces: &BTreeMap<String, PaceCounts>) {
+        let mut shown = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcomes = |of: &PaceCounts| [("admitted", of.admitted), ("refused", of.refused), ("cancelled", of.cancelled), ("waiting", of.waiting)];
+        for scope in shown.iter().filter(|&scope| !paces.contains_key(scope)) {
+            self.pace_offered.remove(&OfPace { scope: scope.clone() });
+            for (outcome, _) in outcomes(&PaceCounts::default()) {
+                self.pace_requests.remove(&UnderPace { scope: scope.clone(), outcome });
+            }
+        }
+        for (scope, counts) in paces {
+            self.pace_offered.get_or_create(&OfPace { scope: scope.clone() }).set(signed(counts.offered()));
+            for (outcome, count) in outcomes(counts) {
+                self.pace_requests.get_or_create(&UnderPace { scope: scope.clone(), outcome }).set(signed(count));
+            }
+        }
+        *shown = paces.keys().cloned().collect();
+    }
+}
+
 /// A number as gauges want it.
 pub fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_becomes_of_requests_is_shown_by_pace_as_long_as_that_is_in_force() {
+        let metrics = Metrics::default();
+        let show = |paces: &[(&str, PaceCounts)]| {
+            let paces = paces.iter().map(|&(scope, counts)| (scope.to_owned(), counts)).collect();
+            metrics.show(&plimsoll_fold::Summary { paces, ..plimsoll_fold::Summary::default() });
+            let text = metrics.text();
+            text.lines().filter(|line| line.starts_with("plimsoll_processor_pace")).map(str::to_owned).collect::<BTreeSet<_>>()
+        };
+        let counts = PaceCounts { admitted: 9, refused: 5, cancelled: 1, waiting: 2 };
+        let shown = show(&[("cell", counts), ("tenant/research", PaceCounts::default())]);
+        assert_eq!(shown.len(), 10, "{shown:?}");
+        for line in ["offered_requests{scope=\"cell\"} 17", "requests{scope=\"cell\",outcome=\"refused\"} 5"] {
+            assert!(shown.contains(&format!("plimsoll_processor_pace_{line}")), "{line}: {shown:?}");
+        }
+        let shown = show(&[("tenant/research", counts)]);
+        assert!(shown.len() == 5 && shown.iter().all(|line| line.contains("tenant/research")), "{shown:?}");
+    }
 }

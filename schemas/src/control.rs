@@ -10,6 +10,13 @@ use crate::pace::Pace;
 use crate::settings::Settings;
 use crate::tables::Learned;
 
+/// Most parts of a decision that power can have: all of them.
+pub const POWER_WEIGHT_MAX: u32 = 100;
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
 /// One control record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -57,6 +64,9 @@ pub enum Control {
         policy: String,
         /// Its version.
         version: u32,
+        /// How many of 100 parts of a decision it is to wake no GPU that sleeps; the policy has the others.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        power_weight: u32,
     },
     /// Create an alert rule, or replace the one of that name.
     AlertRule(Rule),

@@ -17,7 +17,7 @@ pub const SLICES_MAX: u8 = 64;
 pub const PROFILES_MAX: usize = 32;
 
 /// A run of memory slices of a board.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Slices {
     /// The first, from 0.
     pub start: u8,

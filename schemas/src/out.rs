@@ -197,6 +197,9 @@ pub struct Decided {
     pub state_hash: String,
     /// Policy and version, such as `hybrid@1`.
     pub policy: String,
+    /// How many of 100 parts of the decision power had; the policy had the others.
+    #[serde(default, skip_serializing_if = "is_zero_32")]
+    pub power_weight: u32,
     /// Hash of the learned tables that the policy used, hexadecimal; absent = it used none, or untaught ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tables_hash: Option<String>,
@@ -268,7 +271,7 @@ fn is_false(flag: &bool) -> bool {
     !flag
 }
 
-/// What a score is made of, thousandths of a GPU.
+/// What a score is made of; what the policy gives in thousandths of a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ScoreParts {
     /// By how much expected fragmentation falls.
@@ -277,6 +280,9 @@ pub struct ScoreParts {
     pub waste_milli: i64,
     /// What is taken away from rare requests; counts against it.
     pub scarcity_milli: i64,
+    /// What the GPUs that it wakes will draw more, estimated, thousandths of a watt; counts against it. Absent = power does not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_mw: Option<u64>,
 }
 
 /// The host that lacked least.

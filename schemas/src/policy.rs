@@ -15,7 +15,7 @@ pub enum Policy {
     /// The fold's settings, all of them. Name: `fold`.
     Settings(Thresholds),
     /// How GPUs are chosen. Name and version are those of the policy.
-    Placement,
+    Placement(Placing),
     /// An alert rule, under its own name.
     AlertRule(Rule),
     /// Which behaviour of the fold holds. Name: `fold`, the version is that of the logic.
@@ -30,6 +30,27 @@ pub enum Policy {
     Pace(Pace),
     /// What placement has learned. Name: `placement`.
     Tables(Box<Learned>),
+}
+
+/// How GPUs are chosen, besides the policy. There was a time when this said nothing: then nothing counted besides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "Option<Said>")]
+#[schemars(!from)]
+pub struct Placing {
+    /// How many of 100 parts of a decision it is to wake no GPU that sleeps; the policy has the others.
+    pub power_weight: u32,
+}
+
+/// [`Placing`] as it is read, where it is there.
+#[derive(Deserialize)]
+struct Said {
+    power_weight: u32,
+}
+
+impl From<Option<Said>> for Placing {
+    fn from(said: Option<Said>) -> Self {
+        said.map_or_else(Self::default, |Said { power_weight }| Self { power_weight })
+    }
 }
 
 /// What a tenant may hold.
@@ -56,7 +77,7 @@ impl Policy {
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Settings(_) => "settings",
-            Self::Placement => "placement",
+            Self::Placement(_) => "placement",
             Self::AlertRule(_) => "alert_rule",
             Self::Logic => "logic",
             Self::Enrolment => "enrolment",
@@ -76,7 +97,8 @@ impl Policy {
             Self::Quota(quota) => serde_json::to_string(quota),
             Self::Pace(pace) => serde_json::to_string(pace),
             Self::Tables(learned) => learned.about(),
-            Self::Placement | Self::Logic | Self::Enrolment => Ok("{}".to_owned()),
+            Self::Placement(placing) => serde_json::to_string(placing),
+            Self::Logic | Self::Enrolment => Ok("{}".to_owned()),
         };
         text.expect("plain structs always serialise")
     }

@@ -413,6 +413,8 @@ pub struct DecisionRow {
     pub decision_seq: u64,
     /// Request.
     pub request_id: String,
+    /// Who asked.
+    pub tenant: TenantId,
     /// When (log time).
     pub decided_at: LogTime,
     /// How it ended.

@@ -479,11 +479,24 @@ async fn what_finds_no_room_waits_for_it_and_a_dry_run_leaves_no_trace() -> Resu
         Ok(())
     })
     .await?;
+    // Another tenant's request of the same id ends nobody's waiting, and neither is taken for the other.
+    let (code, other) = json(&["place", "--gpus", "1", "--request-id", "second", "--tenant", "another"])?;
+    ensure!(code == Some(3) && other["outcome"] == "rejected", "{other}");
+    eventually(async || {
+        let (code, said, _) = plimsoll(&up, &["explain", "second", "--tenant", "another"])?;
+        ensure!(code == Some(0) && said.starts_with("Request second of another was rejected"), "{said}");
+        Ok(())
+    })
+    .await?;
+    let (_, queue, _) = plimsoll(&up, &["queue"])?;
+    ensure!(queue.contains("second") && queue.contains("default"), "{queue}");
+    let (code, _, stderr) = plimsoll(&up, &["explain", "second"])?;
+    ensure!(code != Some(0) && stderr.contains("another, default have each used the id"), "{stderr}");
     release(&first)?;
     let output = asking.wait_with_output()?;
     let placed: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     ensure!(output.status.success() && placed["outcome"] == "placed" && placed["attempt"].as_u64() > Some(1), "{placed}");
-    let (code, said, _) = plimsoll(&up, &["explain", "second"])?;
+    let (code, said, _) = plimsoll(&up, &["explain", "second", "--tenant", "default"])?;
     ensure!(code == Some(0) && said.contains("Request second of default was placed"), "{said}");
     up.stop().await
 }

@@ -67,10 +67,10 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
 }
 
 fn question(tenant: Option<&TenantId>, limit: u32) -> String {
-    let filter = tenant.map_or_else(String::new, |tenant| format!("WHERE r.tenant = '{tenant}' "));
+    let filter = tenant.map_or_else(String::new, |tenant| format!("WHERE coalesce(d.tenant, r.tenant) = '{tenant}' "));
     format!(
-        "SELECT d.decision_seq, d.decided_at, d.outcome, r.tenant, d.request_id, r.n_gpus, d.reason, d.queue_ms, l.hosts, d.lease_id, d.policy \
-         FROM placement_decisions d LEFT JOIN placement_requests r ON r.request_id = d.request_id \
+        "SELECT d.decision_seq, d.decided_at, d.outcome, coalesce(d.tenant, r.tenant) AS tenant, d.request_id, r.n_gpus, d.reason, d.queue_ms, l.hosts, d.lease_id, d.policy \
+         FROM placement_decisions d LEFT JOIN placement_requests r ON r.request_id = d.request_id AND (r.tenant = d.tenant OR d.tenant IS NULL) \
          LEFT JOIN (SELECT lease_id, string_agg(DISTINCT host, ' ' ORDER BY host) AS hosts FROM lease_devices GROUP BY lease_id) l ON l.lease_id = d.lease_id {filter}\
          ORDER BY d.decision_seq DESC LIMIT {limit}"
     )

@@ -20,7 +20,7 @@ use crate::archive::Error;
 use crate::column::{self, Column, Get, Source, int16, int32, int64};
 
 /// Version of these schemas: it stands in every manifest entry and grows when a column changes.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 static SCHEMAS: LazyLock<BTreeMap<Table, SchemaRef>> = LazyLock::new(|| Table::ALL.iter().map(|&table| (table, make_schema(table))).collect());
 static SAMPLES: LazyLock<SchemaRef> = LazyLock::new(|| column::schema(&samples()));
@@ -322,7 +322,12 @@ fn decisions() -> Vec<Column<DecisionRow>> {
     with_place([
         Column::key("decision_id", Get::Text(|r| Some(&r.row.decision_id)), "Cell, log epoch, sequence, ordinal."),
         Column::new("decision_seq", Get::Int64(|r| int64(r.row.decision_seq)), "Number of the decision in its cell, dense from 1."),
-        Column::new("request_id", Get::Text(|r| Some(&r.row.request_id)), "Request it answers."),
+        Column::new("request_id", Get::Text(|r| Some(&r.row.request_id)), "Request it answers, by its tenant's own id."),
+        Column::new(
+            "tenant",
+            Get::Text(|r| Some(r.row.tenant.as_str())),
+            "Who asked: join requests on it as well, since tenants may use one id; NULL = sealed by an older version.",
+        ),
         Column::new("decided_at", Get::Time(|r| Some(r.row.decided_at.micros())), "When, log time."),
         Column::new("outcome", Get::Text(|r| Some(r.row.outcome.code())), "placed, deferred, rejected, preempted or cancelled."),
         Column::new("reason", Get::Text(|r| Some(r.row.reason?.code())), "Dominant reason unless placed."),

@@ -2,11 +2,11 @@
 //!
 //! A record that cannot be carried out is refused with a reason and changes nothing. What is in force is kept by `policies`.
 
-use plimsoll_schemas::control::{Control, Cordon};
+use plimsoll_schemas::control::{Control, Cordon, POWER_WEIGHT_MAX};
 use plimsoll_schemas::frame::cut;
 use plimsoll_schemas::id::{GpuUuid, HostId, Position, TenantId};
 use plimsoll_schemas::out::LeaseState;
-use plimsoll_schemas::policy::{Cordoned, Policy, Quota, SetBy};
+use plimsoll_schemas::policy::{Cordoned, Placing, Policy, Quota, SetBy};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::TEXT_BYTES_MAX;
 use plimsoll_schemas::settings::{Settings, Thresholds};
@@ -67,7 +67,7 @@ impl State {
                 }
             }
             Control::Settings(settings) => self.settings(settings, emit),
-            Control::Placement { policy, version } => self.placement(policy, *version, emit),
+            Control::Placement { policy, version, power_weight } => self.placement(policy, *version, *power_weight, emit),
             Control::AlertRule(rule) => self.alert_rule(rule, emit),
             Control::RemoveAlertRule { name } => self.remove_alert_rule(name, emit),
             Control::Logic { version } => self.logic(*version, emit),
@@ -243,16 +243,24 @@ impl State {
         }
     }
 
-    fn placement(&mut self, policy: &str, version: u32, emit: &mut Emit<'_>) {
+    fn placement(&mut self, policy: &str, version: u32, power_weight: u32, emit: &mut Emit<'_>) {
         let Some(name) = Name::from_code(policy).filter(|_| version == VERSION) else {
             return self.refuse_control(Reason::UnknownPolicy, unknown_policy(&format!("{policy}@{version}")), emit);
         };
-        let old = self.meta.policy();
-        if name != old {
-            self.policies.end(Policy::Placement.kind(), old.code(), emit);
+        if power_weight > POWER_WEIGHT_MAX {
+            let detail = format!("power_weight {power_weight}, at most {POWER_WEIGHT_MAX}");
+            return self.refuse_control(Reason::OutOfRange, detail, emit);
         }
-        self.policies.set(Policy::Placement, name.code(), Some(VERSION), SetBy::Operator, emit);
-        self.meta.policy = name.code().to_owned();
+        if power_weight > 0 && !name.weighs() {
+            let detail = format!("power_weight {power_weight} of {}, which draws lots: there is nothing to weigh", name.code());
+            return self.refuse_control(Reason::InvalidPolicy, detail, emit);
+        }
+        let (old, new) = (self.meta.policy(), Policy::Placement(Placing { power_weight }));
+        if name != old {
+            self.policies.end(new.kind(), old.code(), emit);
+        }
+        self.policies.set(new, name.code(), Some(VERSION), SetBy::Operator, emit);
+        (self.meta.policy, self.meta.power_weight) = (name.code().to_owned(), power_weight);
     }
 
     /// Takes a lease back, whoever holds it.

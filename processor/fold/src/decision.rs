@@ -12,6 +12,7 @@ use crate::State;
 use crate::emit::Emit;
 use crate::leases::Lease;
 use crate::placement::ask::Ask;
+use crate::placement::policy::catalogue::Bidder;
 use crate::placement::select::{Choice, Pick};
 use crate::placing::{Attempt, VERSION};
 
@@ -44,7 +45,7 @@ impl State {
 
     /// A choice as decisions say it, on the state as it is.
     pub(crate) fn decided(&self, tenant: &TenantId, place: &Place, choice: Choice, lease: Option<&Lease>, attempt: Attempt) -> Decided {
-        let policy = self.policy_for(place).unwrap_or(self.meta.policy());
+        let Bidder { policy, power_weight } = self.bidder_for(place).unwrap_or(self.meta.bidder());
         let bundle_of = |member: u32| choice.bundle_of(place, member);
         let assignment = |pick: &Pick| {
             let facts = &self.registry.devices[pick.number as usize].facts;
@@ -74,6 +75,7 @@ impl State {
             position: self.meta.position,
             state_hash: hash(self.meta.chain.hash),
             policy: format!("{}@{VERSION}", policy.code()),
+            power_weight,
             tables_hash: self.hashed_tables().filter(|_| policy.learns()).map(|tables| hash(tables.hash)),
             mix_hash: policy.learns().then(|| hash(self.mix.seen().hash)),
             attempt: attempt.number,
@@ -118,6 +120,7 @@ pub(crate) fn decision_row(decided: &Decided, decided_at: LogTime) -> DecisionRo
         decision_id: decided.decision_id.clone(),
         decision_seq: decided.decision_seq,
         request_id: decided.request_id.clone(),
+        tenant: decided.tenant.clone(),
         decided_at,
         outcome: decided.outcome,
         reason: decided.reason,

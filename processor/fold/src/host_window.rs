@@ -1,12 +1,12 @@
-//! A host's minute: which of its GPUs were free for all of it, how many were free and leased at the least and at the most.
+//! A host's minute: which of its GPUs were free for all of it, how many were free and leased at the least and at the most. Boards that are cut
+//! into MIG instances, or can be, are GPUs of it and never free or leased ones.
 //!
 //! Masks come from the closed minute windows of the GPUs, so they agree with `free_ms` to the millisecond and stay as at first close. The
 //! least and greatest counts need to know when GPUs changed at once, which no window of one GPU tells: they are kept per model while it
 //! happens, and only minutes in which something changed take room.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use plimsoll_schemas::id::GpuUuid;
 use plimsoll_schemas::row::{HostWindowRow, MEMORY_CLASSES_GIB, Row, SlotMask, Tier};
 use plimsoll_schemas::settings::Thresholds;
 use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_MS};
@@ -130,6 +130,8 @@ pub(crate) struct DeviceMinute {
     free: bool,
     /// Neither unwell nor unknown for any of it.
     up: bool,
+    /// Heard from, and unwell at no time of it: all that is known of a board whose instances are placed on.
+    well: bool,
     /// Leased and idle for all of it.
     idle_leased: bool,
     /// Memory not in use at any time of it, bytes; absent = not known.
@@ -147,6 +149,7 @@ impl DeviceMinute {
             start_ms: pane.start_ns / NS_PER_MS,
             free: state.free_ms >= MINUTE_MS,
             up: state.free_ms + state.allocated_ms + state.drained_ms >= MINUTE_MS,
+            well: stats.received > 0 && state.unhealthy_ms == 0,
             idle_leased: state.allocated_ms >= MINUTE_MS && stats.util_percent_max.is_some_and(|most| (most as u32) < settings.idle_below_percent),
             memory_free_bytes: total.zip(used).map(|(total, used)| total.saturating_sub(used)),
         }
@@ -166,7 +169,7 @@ impl State {
             if facts.gpu.mig_parent_uuid.is_none() {
                 let of_model = counts.entry(&facts.gpu.model).or_default();
                 of_model.free += u16::from(facts.using == Use::Free);
-                of_model.leased += u16::from(facts.using == Use::Allocated);
+                of_model.leased += u16::from(facts.using == Use::Allocated && !facts.cut);
             }
         }
         let counts: Vec<(String, Counts)> = counts.into_iter().map(|(model, counts)| (model.to_owned(), counts)).collect();
@@ -200,8 +203,6 @@ impl State {
         let start_ms = minute[0].start_ms;
         let facts = |d: u32| &self.registry.devices[d as usize].facts;
         let words = devices.iter().map(|&d| usize::from(facts(d).gpu.slot.0) / 64 + 1).max().unwrap_or(1);
-        // A board that is cut into instances, or can be because MIG mode is on, is nobody's as a whole.
-        let cut: BTreeSet<&GpuUuid> = devices.iter().filter_map(|&d| facts(d).gpu.mig_parent_uuid.as_ref()).collect();
         let mut models: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
         for &d in devices {
             models.entry(&facts(d).gpu.model).or_default().push(d);
@@ -237,10 +238,11 @@ impl State {
                     row.mig_free.set_if(gpu.slot, free);
                     continue;
                 }
-                let whole = free && gpu.mig.is_none() && !cut.contains(&gpu.uuid);
+                let cut = facts(d).cut;
+                let whole = free && !cut;
                 row.gpus_total += 1;
-                row.gpus_up += u16::from(own.is_some_and(|own| own.up));
-                row.gpus_idle_alloc_min += u16::from(own.is_some_and(|own| own.idle_leased));
+                row.gpus_up += u16::from(own.is_some_and(|own| own.up || (cut && own.well)));
+                row.gpus_idle_alloc_min += u16::from(own.is_some_and(|own| own.idle_leased) && !cut);
                 row.free.set_if(gpu.slot, whole);
                 let memory_free = own.and_then(|own| own.memory_free_bytes);
                 for (mask, gib) in row.free_by_memory.iter_mut().zip(MEMORY_CLASSES_GIB) {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_schemas::ctl::Class;
-use plimsoll_schemas::id::Slot;
+use plimsoll_schemas::id::{GpuUuid, Slot};
 use plimsoll_schemas::inventory::{Gpu, Inventory};
 use plimsoll_schemas::mig;
 use plimsoll_schemas::out::DeviceState;
@@ -56,6 +56,7 @@ impl State {
         let numbers = self.register_gpus(host, inventory, emit);
         self.retire_missing(host, &numbers, emit);
         self.set_devices(host, inventory, numbers);
+        self.restate_boards(host, emit);
         self.recount(host, emit.logged_at());
         if new || changed {
             self.publish_host(host, if new { "registered" } else { "changed" }, emit);
@@ -161,6 +162,7 @@ impl State {
             gpu: gpu.clone(),
             key,
             host,
+            cut: false,
             registered_at: now,
             retired: false,
             cordoned: false,
@@ -224,6 +226,23 @@ impl State {
         self.open_device_version(number, state, Cause::of(if returns { "registered" } else { "changed" }), emit);
         self.restate(number, Cause::of("changed"), emit);
         Ok(number)
+    }
+
+    /// Notes which GPUs of a host are cut into MIG instances, or can be, and works out anew where those stand of which that has changed.
+    fn restate_boards(&mut self, host: u32, emit: &mut Emit<'_>) {
+        let devices = self.registry.hosts[host as usize].devices.clone();
+        let gpu = |number: u32| &self.registry.devices[number as usize].facts.gpu;
+        let parents: BTreeSet<GpuUuid> = devices.iter().filter_map(|&number| gpu(number).mig_parent_uuid.clone()).collect();
+        for number in devices {
+            let facts = &self.registry.devices[number as usize].facts;
+            let cut = facts.gpu.mig.is_some() || parents.contains(&facts.gpu.uuid);
+            if cut != facts.cut {
+                let device = self.registry.device_mut(number);
+                device.facts.cut = cut;
+                device.facts_dirty = true;
+                self.restate(number, Cause::of("changed"), emit);
+            }
+        }
     }
 
     /// GPUs that the inventory no longer names are retired.

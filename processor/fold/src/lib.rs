@@ -53,7 +53,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_schemas::ctl::{Class, Repair};
 use plimsoll_schemas::id::{CellId, DeviceKey, HostId, Position, TenantId};
-use plimsoll_schemas::out::Output;
+use plimsoll_schemas::out::{Output, PaceCounts};
 use plimsoll_schemas::row::{PlacedRow, SampleRow, Tier};
 use plimsoll_schemas::settings::Thresholds;
 use plimsoll_schemas::time::LogTime;
@@ -67,11 +67,11 @@ use crate::gaps::Turn;
 use crate::host_window::DeviceMinute;
 use crate::leases::Leases;
 use crate::paces::Paces;
-use crate::placement::policy::catalogue::Name;
+use crate::placement::policy::catalogue::{Bidder, Name};
 use crate::placement::policy::mix::Settled;
 use crate::policies::Policies;
 use crate::refuse::{Announcer, Limiter};
-use crate::registry::{Device, Registry, Silence, Use};
+use crate::registry::{Device, Registry, Silence};
 use crate::requests::{Bucket, Requests};
 use crate::timers::Timers;
 use crate::view::View;
@@ -79,7 +79,7 @@ use crate::waiting::Queue;
 
 /// Version of what the fold does with the same log. It grows when the same records would give other rows, outputs or states; the shape
 /// of what is stored has a version of its own, [`durable::FORMAT`].
-pub const LOGIC: u32 = 10;
+pub const LOGIC: u32 = 11;
 
 /// What folding records has produced since it was last taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -120,6 +120,8 @@ struct Meta {
     requests: u64,
     /// Name of the policy that places; empty = nobody has chosen one.
     policy: String,
+    /// How many of 100 parts of its decisions power has.
+    power_weight: u32,
     /// Bound on rows of `rejected` that belong to no registered host.
     limiter: Limiter,
 }
@@ -128,6 +130,11 @@ impl Meta {
     /// The policy that places.
     fn policy(&self) -> Name {
         Name::from_code(&self.policy).unwrap_or(placing::DEFAULT)
+    }
+
+    /// The same with what counts besides.
+    fn bidder(&self) -> Bidder {
+        Bidder { policy: self.policy(), power_weight: self.power_weight }
     }
 }
 
@@ -205,6 +212,9 @@ pub struct Summary {
     pub out_seq: u64,
     /// Number of the last decision.
     pub decision_seq: u64,
+    /// What became of the requests under each pace in force, by `cell` or `tenant/<id>`, since it came into force. Of tenants the first
+    /// hundred, the others together under `others`.
+    pub paces: BTreeMap<String, PaceCounts>,
     /// Sums over the current samples of the GPUs that are heard from; absent without one.
     pub cluster: Option<cluster::Cluster>,
 }
@@ -296,7 +306,7 @@ impl State {
             hosts: self.registry.hosts.len() as u64,
             hosts_silent: self.registry.hosts.iter().filter(|host| host.silence != Silence::Heard).count() as u64,
             devices: devices().count() as u64,
-            devices_placeable: devices().filter(|device| device.facts.using == Use::Free).count() as u64,
+            devices_placeable: devices().filter(|device| device.is_placeable()).count() as u64,
             leases: self.leases.by_fence.len() as u64,
             requests_waiting: self.queue.by_turn.len() as u64,
             panes_open: self
@@ -317,6 +327,7 @@ impl State {
             alerts_firing: self.alerts.firing(),
             out_seq: self.meta.chain.out_seq,
             decision_seq: self.meta.chain.decision_seq,
+            paces: self.paces.counts(),
             cluster: self.cluster(),
         }
     }

@@ -4,6 +4,7 @@
 //! still. An instance on slices that are promised belongs to the lease that holds them, and to nobody once that has ended.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use plimsoll_schemas::id::GpuUuid;
 use plimsoll_schemas::mig::{Mig, Promise, Slices};
@@ -15,11 +16,20 @@ use crate::State;
 use crate::control::ns;
 use crate::emit::Emit;
 use crate::placement::mig::Board;
-use crate::registry::{Device, Reservation};
+use crate::registry::{Device, Reservation, Use};
 use crate::state_time::Cause;
 
 /// A host has looked at its boards once more after this many of its ticks: slices on which it then names no instance are empty.
 const LOOKED_TICKS: i64 = 120;
+
+impl Device {
+    /// Whether something could be placed on it now: all or a share of it, or on a board a new MIG instance. What is promised on a board is no
+    /// matter here: then it counts as leased.
+    pub fn is_placeable(&self) -> bool {
+        let has_room = || self.facts.gpu.mig.as_ref().is_some_and(|mig| Board::new(Arc::new(mig.clone())).takes_any());
+        self.facts.using == Use::Free || (self.facts.using == Use::Cut && has_room())
+    }
+}
 
 impl State {
     /// What leases hold on the board under a MIG instance, and with it the instance; nothing of what is none.
@@ -87,9 +97,10 @@ impl State {
     }
 }
 
-/// Sees what is left of a board with MIG mode on, where some leases are taken to have ended.
-pub(crate) fn see_board(seen: &mut Board, reservations: &[Reservation], ended: &BTreeSet<u64>) {
+/// Sees what is left of a board with MIG mode on, where some leases are taken to have ended and slices are kept.
+pub(crate) fn see_board(seen: &mut Board, reservations: &[Reservation], ended: &BTreeSet<u64>, kept: &[Slices]) {
     seen.forget();
+    kept.iter().for_each(|&slices| seen.keep(slices));
     for reservation in reservations.iter().filter(|r| !ended.contains(&r.fence)) {
         if reservation.promised.is_empty() {
             seen.close();

@@ -11,7 +11,7 @@ pub(crate) mod scope;
 use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_schemas::id::TenantId;
-use plimsoll_schemas::out::{PaceChanged, PaceState, Payload};
+use plimsoll_schemas::out::{PaceChanged, PaceCounts, PaceState, Payload};
 use plimsoll_schemas::pace::{Pace, scope_name};
 use plimsoll_schemas::policy::{Policy, SetBy};
 use plimsoll_schemas::reason::Reason;
@@ -28,6 +28,10 @@ use crate::timers::Timer;
 
 /// Most tenants with a pace of their own.
 const TENANTS_MAX: usize = 10_000;
+/// Tenants whose counts are shown by name; a metric must not have a series for everybody.
+const COUNTED_MAX: usize = 100;
+/// The scope under which the others are counted; no scope is called that.
+const OTHERS: &str = "others";
 
 /// The paces in force, by tenant; absent = the cell's.
 #[derive(Debug, Clone, Default)]
@@ -38,6 +42,22 @@ pub(crate) struct Paces {
 }
 
 impl Paces {
+    /// What became of the requests under each pace, by scope; of tenants beyond the first [`COUNTED_MAX`] together.
+    pub fn counts(&self) -> BTreeMap<String, PaceCounts> {
+        let mut counts = BTreeMap::<String, PaceCounts>::new();
+        // The cell's pace, if there is one, is the first.
+        let named = COUNTED_MAX + usize::from(self.by_tenant.contains_key(&None));
+        for (number, (tenant, scope)) in self.by_tenant.iter().enumerate() {
+            let name = if number < named { scope_name(tenant.as_ref()) } else { OTHERS.to_owned() };
+            let sum = counts.entry(name).or_default();
+            sum.admitted += scope.counts.admitted;
+            sum.refused += scope.counts.refused;
+            sum.cancelled += scope.counts.cancelled;
+            sum.waiting += scope.counts.waiting;
+        }
+        counts
+    }
+
     /// The paces that a request of a tenant must keep: the cell's, then its own.
     fn of<'a>(&'a self, tenant: &TenantId) -> impl Iterator<Item = (&'a Option<TenantId>, &'a Scope)> {
         [None, Some(tenant.clone())].into_iter().filter_map(|key| self.by_tenant.get_key_value(&key))

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_schemas::frame::cut;
 use plimsoll_schemas::id::TenantId;
+use plimsoll_schemas::mig::Slices;
 use plimsoll_schemas::out::{Decided, LeaseState, Outcome};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Place, TEXT_BYTES_MAX, WAIT_MS_MAX};
@@ -16,7 +17,7 @@ use crate::emit::Emit;
 use crate::leases::{Held, Lease, Share, by_gpu};
 use crate::paces::scope::Slot;
 use crate::placement::ask::{self, Ask};
-use crate::placement::policy::catalogue::Name;
+use crate::placement::policy::catalogue::{Bidder, Name};
 use crate::placement::select::{Choice, Pick};
 use crate::placement::{Refused, Settings};
 use crate::waiting::{Delay, queue_is_full};
@@ -35,6 +36,8 @@ pub(crate) struct Assume {
     pub ended: BTreeSet<u64>,
     /// GPUs, by number, that are kept for another request.
     pub kept: BTreeSet<u32>,
+    /// Slices that are, by the number of their board.
+    pub kept_slices: BTreeMap<u32, Vec<Slices>>,
 }
 
 impl State {
@@ -123,17 +126,17 @@ impl State {
 
     fn try_choice(&mut self, tenant: &TenantId, place: &Place, assume: &Assume) -> Result<Choice, Refused> {
         let ask = Ask::new(place)?;
-        let policy = self.policy_for(place)?;
+        let bidder = self.bidder_for(place)?;
         self.within_quota(tenant, &ask, assume)?;
-        Ok(self.choose(tenant, &ask, policy, assume))
+        Ok(self.choose(tenant, &ask, bidder, assume))
     }
 
-    /// The policy that a request names, or the cell's. Errors on one that does not exist.
-    pub(crate) fn policy_for(&self, place: &Place) -> Result<Name, Refused> {
-        let Some(named) = place.policy.as_deref() else { return Ok(self.meta.policy()) };
+    /// The policy that a request names, alone, or the cell's with what counts besides. Errors on one that does not exist.
+    pub(crate) fn bidder_for(&self, place: &Place) -> Result<Bidder, Refused> {
+        let Some(named) = place.policy.as_deref() else { return Ok(self.meta.bidder()) };
         let (name, version) = named.split_once('@').unwrap_or((named, "1"));
         let found = Name::from_code(name).filter(|_| version.parse() == Ok(VERSION));
-        found.ok_or_else(|| Refused::new(Reason::UnknownPolicy, unknown_policy(cut(named, TEXT_BYTES_MAX))))
+        found.map(Bidder::alone).ok_or_else(|| Refused::new(Reason::UnknownPolicy, unknown_policy(cut(named, TEXT_BYTES_MAX))))
     }
 
     /// Errors if the tenant would hold more than its quota.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use plimsoll_schemas::alert;
 use plimsoll_schemas::id::TenantId;
 use plimsoll_schemas::out::{Payload, PolicyChanged};
-use plimsoll_schemas::policy::{Policy, SetBy};
+use plimsoll_schemas::policy::{Placing, Policy, SetBy};
 use plimsoll_schemas::row::{PolicyRow, Row};
 use plimsoll_schemas::subject::OutSubject;
 use plimsoll_schemas::tables::Tables;
@@ -76,7 +76,7 @@ impl Policies {
         match &self.by_key.get(&key(Policy::QUOTA, tenant.as_str()))?.policy {
             Policy::Quota(quota) => Some(quota.gpu_milli_max),
             Policy::Settings(_)
-            | Policy::Placement
+            | Policy::Placement(_)
             | Policy::AlertRule(_)
             | Policy::Logic
             | Policy::Enrolment
@@ -127,7 +127,7 @@ impl State {
         self.timers.set(self.minute_deadline(), Timer::Minute);
         let policies = &mut self.policies;
         policies.set(Policy::Settings(self.meta.settings), FOLD, None, SetBy::Default, emit);
-        policies.set(Policy::Placement, DEFAULT.code(), Some(VERSION), SetBy::Default, emit);
+        policies.set(Policy::Placement(Placing::default()), DEFAULT.code(), Some(VERSION), SetBy::Default, emit);
         policies.set(Policy::Logic, FOLD, Some(LOGIC), SetBy::Default, emit);
         for rule in alert::defaults() {
             let name = rule.name.clone();
@@ -146,7 +146,7 @@ impl State {
             // Checked when they came into force: that is their hash.
             Policy::Tables(learned) => Some(Hashed { of: &learned.tables, hash: u64::from_str_radix(&learned.hash, 16).unwrap_or_default() }),
             Policy::Settings(_)
-            | Policy::Placement
+            | Policy::Placement(_)
             | Policy::AlertRule(_)
             | Policy::Logic
             | Policy::Enrolment

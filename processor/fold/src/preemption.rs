@@ -28,7 +28,7 @@ impl State {
         if ended.is_empty() {
             return;
         }
-        let without = self.choice(tenant, place, &Assume { ended: ended.clone(), kept: BTreeSet::new() });
+        let without = self.choice(tenant, place, &Assume { ended: ended.clone(), ..Assume::default() });
         if without.outcome != Outcome::Placed {
             return;
         }

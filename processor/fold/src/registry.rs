@@ -143,6 +143,8 @@ pub(crate) enum Use {
     Unhealthy,
     /// Cordoned or draining.
     Drained,
+    /// Well, and nobody's as a whole: what is placed on are its MIG instances, each a GPU of its own.
+    Cut,
 }
 
 /// A part of a GPU that a lease holds.
@@ -166,6 +168,8 @@ pub(crate) struct Facts {
     pub key: DeviceKey,
     /// Its host, by number.
     pub host: u32,
+    /// It is a board that is cut into MIG instances, or can be because MIG mode is on: nobody's as a whole.
+    pub cut: bool,
     pub registered_at: LogTime,
     pub retired: bool,
     pub cordoned: bool,

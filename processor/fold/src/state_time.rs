@@ -42,6 +42,7 @@ impl Facts {
             _ if promised || (self.draining_ns.is_none() && !self.reservations.is_empty()) => Use::Allocated,
             DeviceState::Failed | DeviceState::Degraded | DeviceState::Lost | DeviceState::Stale => Use::Unhealthy,
             DeviceState::Cordoned | DeviceState::Drained => Use::Drained,
+            DeviceState::Ok if enrolled && heard && self.cut => Use::Cut,
             DeviceState::Ok if enrolled && heard => Use::Free,
             DeviceState::Ok => Use::Unknown,
         }
@@ -114,7 +115,7 @@ impl State {
         }
         device.pulse.credited_ms = until_ms;
         device.pulse_dirty = true;
-        if device.facts.using == Use::Unknown {
+        if matches!(device.facts.using, Use::Unknown | Use::Cut) {
             return;
         }
         let promised: Vec<Reservation> = self.promised_of(&self.registry.devices[number as usize]).cloned().collect();
@@ -232,7 +233,7 @@ fn credit_pane(device: &mut Device, start_ms: i64, ms: i64, holders: &[(&str, &T
     let pane = device.pane(start_ms * NS_PER_MS);
     pane.dirty = true;
     match using {
-        Use::Unknown => {}
+        Use::Unknown | Use::Cut => {}
         Use::Allocated => pane.state.allocated_ms += ms,
         Use::Free => pane.state.free_ms += ms,
         Use::Unhealthy => pane.state.unhealthy_ms += ms,

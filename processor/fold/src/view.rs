@@ -20,7 +20,7 @@ use crate::placement::candidate::Candidate;
 use crate::placement::cell::{Cell, Chooser, Host};
 use crate::placement::mig::Board;
 use crate::placement::plan::Neighbours;
-use crate::placement::policy::catalogue::Name;
+use crate::placement::policy::catalogue::{Bidder, Name};
 use crate::placement::policy::host::{CLASSES, Classes};
 use crate::placement::select::{Choice, choose};
 use crate::placing::Assume;
@@ -57,14 +57,14 @@ impl View {
 
 impl State {
     /// The choice for a request under some assumptions.
-    pub(crate) fn choose(&mut self, tenant: &TenantId, ask: &Ask<'_>, policy: Name, assume: &Assume) -> Choice {
+    pub(crate) fn choose(&mut self, tenant: &TenantId, ask: &Ask<'_>, bidder: Bidder, assume: &Assume) -> Choice {
         let mut view = self.up_to_date();
         let assumed = self.assumed_hosts(assume);
         for &host in &assumed {
             view.cell.update(view.places[host as usize], |seen| _ = self.see(seen, host, assume));
         }
-        let neighbours = self.neighbours(tenant, ask, policy, assume);
-        let chooser = Chooser { policy, mix: self.mix.seen(), tables: self.hashed_tables(), turn: self.meta.chain.decision_seq };
+        let neighbours = self.neighbours(tenant, ask, bidder.policy, assume);
+        let chooser = Chooser { bidder, mix: self.mix.seen(), tables: self.hashed_tables(), turn: self.meta.chain.decision_seq };
         let choice = choose(&mut view.cell, ask, chooser, &neighbours);
         for &host in &assumed {
             view.cell.update(view.places[host as usize], |seen| _ = self.see(seen, host, &Assume::default()));
@@ -198,7 +198,8 @@ impl State {
             }
         }
         seen.reserved_milli += self.mig_milli(device, &assume.ended);
-        seen.mig.iter_mut().for_each(|board| see_board(board, &facts.reservations, &assume.ended));
+        let slices = assume.kept_slices.get(&seen.number).map_or(&[][..], Vec::as_slice);
+        seen.mig.iter_mut().for_each(|board| see_board(board, &facts.reservations, &assume.ended, slices));
         // What an ended lease would leave behind nobody knows; it promised to use no more than it held.
         seen.memory_used_bytes = if ended { Some(0) } else { sample.memory_used_bytes() };
         seen.gate = self.gate(device);
@@ -230,7 +231,7 @@ impl State {
     /// The hosts that look different under some assumptions.
     fn assumed_hosts(&self, assume: &Assume) -> BTreeSet<u32> {
         let ended = assume.ended.iter().filter_map(|fence| self.leases.by_fence.get(fence));
-        let devices = ended.clone().flat_map(|lease| &lease.held).chain(&assume.kept);
+        let devices = ended.clone().flat_map(|lease| &lease.held).chain(&assume.kept).chain(assume.kept_slices.keys());
         let of_devices = devices.map(|&number| self.registry.devices[number as usize].facts.host);
         of_devices.chain(ended.flat_map(|lease| lease.hosts.iter().map(|share| share.host))).collect()
     }
@@ -300,6 +301,7 @@ fn candidate(number: u32, device: &Device) -> Candidate {
         util_percent: None,
         temperature_mk: None,
         slowdown_temperature_mk: gpu.slowdown_temperature_mk,
+        power_limit_mw: gpu.power_limit_mw.or(gpu.power_limit_max_mw),
         gate: None,
         kept: false,
         reserved_milli: 0,

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_schemas::id::TenantId;
+use plimsoll_schemas::mig::Slices;
 use plimsoll_schemas::out::{LeaseState, Outcome};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Cancel, Place};
@@ -71,12 +72,14 @@ impl Waiting {
     }
 }
 
-/// GPUs that are kept for a request that waits.
+/// GPUs and slices of boards that are kept for a request that waits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Kept {
     /// For which, by number.
     pub request: u64,
     pub devices: BTreeSet<u32>,
+    /// By the number of their board.
+    pub slices: BTreeMap<u32, Vec<Slices>>,
     /// When they will be free, live clock, ns.
     pub free_ns: i64,
     /// When that was worked out, live clock, ns.
@@ -132,7 +135,10 @@ impl State {
     pub(crate) fn assume(&self, place: &Place, number: Option<u64>) -> Assume {
         let Some(kept) = &self.queue.order.kept else { return Assume::default() };
         let ends_before = place.duration_ms.is_some_and(|ms| self.clock.live_ns.saturating_add(ns(ms)) <= kept.free_ns);
-        if number == Some(kept.request) || ends_before { Assume::default() } else { Assume { kept: kept.devices.clone(), ..Assume::default() } }
+        if number == Some(kept.request) || ends_before {
+            return Assume::default();
+        }
+        Assume { kept: kept.devices.clone(), kept_slices: kept.slices.clone(), ..Assume::default() }
     }
 
     /// Lets a request wait that cannot be placed now; refuses it where too many wait already.
@@ -274,11 +280,13 @@ impl State {
         }
         let Waiting { tenant, place, .. } = waiting.clone();
         let earliest = self.earliest(&tenant, &place);
-        self.queue.order.kept = earliest.map(|(free_ns, choice)| Kept {
-            request: turn.1,
-            devices: choice.picks.iter().map(|pick| pick.number).collect(),
-            free_ns,
-            since_ns: live_ns,
+        self.queue.order.kept = earliest.map(|(free_ns, choice)| {
+            let mut slices = BTreeMap::<u32, Vec<Slices>>::new();
+            for (board, of_board) in choice.picks.iter().filter_map(|pick| Some((pick.number, pick.slices?))) {
+                slices.entry(board).or_default().push(of_board);
+            }
+            let devices = choice.picks.iter().filter(|pick| pick.slices.is_none()).map(|pick| pick.number).collect();
+            Kept { request: turn.1, devices, slices, free_ns, since_ns: live_ns }
         });
     }
 
@@ -289,7 +297,7 @@ impl State {
             self.leases.by_fence.values().filter(|lease| lease.state == LeaseState::Active).map(|lease| (lease.deadline_ns, lease.fence)).collect();
         ends.sort_unstable();
         let mut without = |ended: usize| {
-            let assume = Assume { ended: ends[..ended].iter().map(|&(_, fence)| fence).collect(), kept: BTreeSet::new() };
+            let assume = Assume { ended: ends[..ended].iter().map(|&(_, fence)| fence).collect(), ..Assume::default() };
             Some(self.choice(tenant, place, &assume)).filter(|choice| choice.outcome == Outcome::Placed)
         };
         // The fewest that must end: with more of them gone there is never less room.

@@ -85,11 +85,10 @@ fn a_control_record_that_cannot_be_carried_out_is_refused_by_name_and_changes_no
     check(settings(thermal), Reason::OutOfRange, "thermal_resume_mk is 7000, expected at least thermal_pause_mk, which is 8000");
     let gaps = Settings { gap_open_ms_max: Some(2_000), ..Settings::default() };
     check(settings(gaps), Reason::OutOfRange, "gap_open_ms_max is 2000, expected at least gap_ask_ms, which is 5000");
-    check(
-        Control::Placement { policy: "best".to_owned(), version: 2 },
-        Reason::UnknownPolicy,
-        "no policy best@2, this build has random@1, first_fit@1, ",
-    );
+    let placement = |policy: &str, version, power_weight| Control::Placement { policy: policy.to_owned(), version, power_weight };
+    check(placement("best", 2, 0), Reason::UnknownPolicy, "no policy best@2, this build has random@1, first_fit@1, ");
+    check(placement("fgd", 1, 101), Reason::OutOfRange, "power_weight 101, at most 100");
+    check(placement("random", 1, 1), Reason::InvalidPolicy, "power_weight 1 of random, which draws lots: there is nothing to weigh");
     check(Control::Logic { version: LOGIC + 1 }, Reason::UnknownPolicy, &format!("logic {}, this build knows {LOGIC}", LOGIC + 1));
     check(Control::AlertRule(Rule { clear: Some(61), ..rule("busy") }), Reason::InvalidPolicy, "fires above 60 but clears at 61");
     check(Control::AlertRule(rule("Busy!")), Reason::InvalidPolicy, "is not 1 to 64 of a-z 0-9 _");
@@ -137,6 +136,23 @@ fn learned_tables_come_into_force_with_their_cells_in_out_and_their_scores_in_sq
         "hash": learned().hash, "models": ["H100"], "unallocated_ppm": 40_000, "incumbent_unallocated_ppm": 47_000
     });
     assert_eq!(params, expected);
+}
+
+#[test]
+fn how_much_power_counts_is_in_force_with_the_policy_and_what_was_is_a_question() {
+    let mut fleet = Fleet::with_hosts(0);
+    let mut times = vec![LogTime(fleet.now_ns)];
+    for (policy, power_weight) in [("hybrid", 5), ("hybrid", 5), ("hybrid", 8), ("fgd", 8)] {
+        fleet.live(1, &[]);
+        fleet.control(Control::Placement { policy: policy.to_owned(), version: 1, power_weight });
+        times.push(LogTime(fleet.now_ns));
+    }
+    let then = |name: &str| times.iter().map(|&at| in_force(&fleet.effects, "placement", name, at).map(|(_, params)| params)).collect::<Vec<_>>();
+    let weight = |weight: u32| Some(format!("{{\"power_weight\":{weight}}}"));
+    assert_eq!(then("hybrid"), [weight(0), weight(5), weight(5), weight(8), None]);
+    assert_eq!(then("fgd"), [None, None, None, None, weight(8)]);
+    let changes = fleet.payloads().into_iter().filter(|p| matches!(p, Payload::Policy(p) if matches!(p.policy, Policy::Placement(_))));
+    assert_eq!(changes.count(), 4, "two new weights of hybrid, its end, and fgd; nothing where nothing changed");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use plimsoll_schemas::mig::{Instance, Mig, Profile};
 use plimsoll_schemas::out::{Decided, LeaseState, Outcome, Payload};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Bundle, Distribute, Place, Renew, Request, Strategy};
-use plimsoll_schemas::row::Row;
+use plimsoll_schemas::row::{Row, Tier};
 use plimsoll_schemas::sample::Field;
 use plimsoll_schemas::time::NS_PER_S;
 use support::fleet::Fleet;
@@ -139,14 +139,47 @@ fn a_board_with_mig_mode_on_is_no_free_gpu_and_no_work_is_split_over_it() {
     fleet.clear();
     fleet.live(200, &[0]);
     let windows = fleet.effects.rows.iter().filter_map(|row| if let Row::HostWindow(window) = &row.row { Some(window) } else { None });
-    let free: Vec<&[u64]> = windows.map(|window| window.free.words()).collect();
-    assert_eq!(free[1..], [[0b10], [0b10]]);
+    let said: Vec<_> = windows.map(|of| (of.free.words(), of.gpus_free_min, of.gpus_free_max, of.gpus_alloc_max, of.gpus_up)).collect();
+    assert_eq!(said[1..], [(&[0b10][..], Some(1), Some(1), Some(0), 2); 2]);
     fleet.clear();
     let split =
         Distribute { request_id: "split".to_owned(), items: 8, strategy: Strategy::Uniform, devices: None, weights: None, max_per_device: None };
     fleet.ask(Request::Distribute(split));
     let said = fleet.payloads().into_iter().find_map(|payload| if let Payload::Distributed(said) = payload { Some(said.counts) } else { None });
     assert_eq!(said, Some([(uuid(0, 1), 8)].into()));
+}
+
+#[test]
+fn a_board_is_neither_free_nor_leased_as_a_whole_however_it_is_cut_and_again_once_it_is_not() {
+    let counts = |fleet: &Fleet| {
+        let windows = fleet.effects.rows.iter().filter_map(|row| if let Row::HostWindow(window) = &row.row { Some(window) } else { None });
+        let last = windows.last().expect("a minute has closed");
+        (last.gpus_total, last.gpus_up, last.gpus_free_min, last.gpus_free_max, last.gpus_alloc_max)
+    };
+    let free_ms = |fleet: &Fleet, slot: usize| {
+        let of = |row: &Row| {
+            if let Row::Window(Tier::Minute, of) = row { (of.device_key == uuid(0, slot).key()).then_some(of.state.free_ms) } else { None }
+        };
+        fleet.effects.rows.iter().rev().find_map(|row| of(&row.row)).expect("a minute has closed")
+    };
+    let mut fleet = cell_of(vec![board(0, &[]), gpu(0, 1)]);
+    let placed = ask(&mut fleet, request("new", mig("1g.10gb")));
+    fleet.live(200, &[0]);
+    assert_eq!(counts(&fleet), (2, 2, Some(1), Some(1), Some(0)), "a place on a board is no GPU that is leased");
+    release(&mut fleet, &placed);
+    // One that says only what it is cut into, as where nobody can ask its driver.
+    fleet.announce(0, 3, vec![gpu(0, 0), gpu(0, 1), instance(2, 0, "1g.10gb")]);
+    fleet.live(200, &[0]);
+    assert_eq!((counts(&fleet), free_ms(&fleet, 0), free_ms(&fleet, 1)), ((2, 2, Some(1), Some(1), Some(0)), 0, 60_000));
+    fleet.announce(0, 4, vec![gpu(0, 0), gpu(0, 1)]);
+    fleet.live(200, &[0]);
+    assert_eq!((counts(&fleet), free_ms(&fleet, 0)), ((2, 2, Some(2), Some(2), Some(0)), 60_000));
+}
+
+#[test]
+fn a_board_counts_as_placeable_as_long_as_an_instance_can_be_made_on_it() {
+    let placeable = |instances: &[(&str, u8, Option<usize>)]| cell_of(vec![board(0, instances)]).state.summary().devices_placeable;
+    assert_eq!((placeable(&[]), placeable(&[("4g.40gb", 0, None)]), placeable(&[("7g.80gb", 0, None)])), (1, 1, 0));
 }
 
 #[test]
@@ -287,6 +320,32 @@ fn a_request_for_an_instance_waits_for_slices_and_counts_against_the_quota_like_
     let gang = |members| Bundle { members, ..mig("1g.10gb") };
     assert_eq!(ask(&mut fleet, request("c", gang(2))).reason, Some(Reason::QuotaExceeded));
     assert_eq!(ask(&mut fleet, request("d", gang(1))).outcome, Outcome::Placed);
+}
+
+#[test]
+fn of_a_board_only_the_slices_that_a_waiting_request_needs_are_kept_for_it() {
+    let waits = |fleet: &mut Fleet, profile: &str| {
+        ask(fleet, Place { max_wait_ms: Some(600_000), ..request("waits", mig(profile)) });
+        fleet.live(2, &[0]);
+    };
+    let mut fleet = cell_of(vec![board(0, &[])]);
+    let first = ask(&mut fleet, request("first", mig("4g.40gb")));
+    waits(&mut fleet, "4g.40gb");
+    assert_eq!(given(&ask(&mut fleet, request("beside", mig("1g.10gb")))), [(0, Some(6))]);
+    let mut store = BTreeMap::new();
+    restarted(&mut fleet, &mut store);
+    fleet.clear();
+    release(&mut fleet, &first);
+    let placed = decided(&fleet);
+    assert_eq!((placed[0].request_id.as_str(), given(&placed[0])), ("waits", vec![(0, Some(0))]));
+
+    let mut fleet = cell_of(vec![board(0, &[])]);
+    let first = ask(&mut fleet, request("first", mig("1g.10gb")));
+    waits(&mut fleet, "7g.80gb");
+    assert_eq!(outcome(&ask(&mut fleet, request("beside", mig("1g.10gb")))), (Outcome::Rejected, Some(Reason::Reserved)));
+    let short = Place { duration_ms: Some(1_000), ..request("short", mig("1g.10gb")) };
+    assert_eq!(ask(&mut fleet, short).outcome, Outcome::Placed, "it says that it ends before");
+    release(&mut fleet, &first);
 }
 
 #[test]

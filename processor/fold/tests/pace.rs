@@ -4,11 +4,11 @@ mod support;
 
 use plimsoll_schemas::control::Control;
 use plimsoll_schemas::id::TenantId;
-use plimsoll_schemas::out::{Decided, Outcome, PaceChanged, PaceState, Payload};
-use plimsoll_schemas::pace::{Pace, Preset};
+use plimsoll_schemas::out::{Decided, Outcome, PaceChanged, PaceCounts, PaceState, Payload};
+use plimsoll_schemas::pace::{Mode, Pace, Preset};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::Body;
-use plimsoll_schemas::request::{Bundle, Place, Request};
+use plimsoll_schemas::request::{Bundle, Cancel, Place, Request};
 use plimsoll_schemas::row::{DecisionRow, PolicyRow, Row};
 use plimsoll_schemas::sample::Field;
 use plimsoll_schemas::time::{LogTime, NS_PER_MS};
@@ -70,6 +70,25 @@ fn as_many_requests_are_admitted_as_the_pace_in_force_says_and_all_others_are_an
     }
     let admitted: Vec<usize> = reasons(&fleet).iter().enumerate().filter(|(_, reason)| reason.is_none()).map(|(n, _)| n).collect();
     assert_eq!(admitted, (4..500).step_by(5).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_was_offered_is_admitted_refused_withdrawn_or_waits_and_counts_are_shown_by_pace() {
+    let mut fleet = Fleet::with_hosts(1);
+    fleet.control(pace(None, every(1_000)));
+    fleet.control(pace(Some(tenant(1)), Pace { mode: Mode::Queue, ..every(1_000) }));
+    ask(&mut fleet, 0, "a".to_owned());
+    ask(&mut fleet, 0, "b".to_owned());
+    let counts = |fleet: &Fleet| fleet.state.summary().paces;
+    let cell = PaceCounts { admitted: 1, refused: 1, ..PaceCounts::default() };
+    assert_eq!(counts(&fleet), [("cell".to_owned(), cell), ("tenant/tenant-1".to_owned(), PaceCounts::default())].into());
+    fleet.control(Control::EndPace { tenant: None });
+    (0..3).for_each(|n| ask(&mut fleet, 1, format!("q{n}")));
+    let cancel = Request::Cancel(Cancel { request_id: "c".to_owned(), cancels: "q2".to_owned() });
+    fleet.push(Body::Request(tenant(1), Box::new(cancel)));
+    let own = PaceCounts { admitted: 1, cancelled: 1, waiting: 1, refused: 0 };
+    assert_eq!(counts(&fleet), [("tenant/tenant-1".to_owned(), own)].into());
+    assert_eq!(own.offered(), 3);
 }
 
 #[test]
@@ -249,4 +268,8 @@ fn there_are_never_more_paces_of_tenants_than_the_limit() {
     fleet.control(pace(Some(tenant(9_999)), every(60)));
     fleet.control(pace(None, every(50)));
     assert_eq!(fleet.reasons().len(), 1, "one that is there can be replaced, and the cell is no tenant");
+    (0..10_000).for_each(|n| ask(&mut fleet, n, "r".to_owned()));
+    let counts = fleet.state.summary().paces;
+    let offered = |scope: &str| counts[scope].offered();
+    assert_eq!((counts.len(), offered("cell"), offered("tenant/tenant-0"), offered("others")), (102, 10_000, 1, 9_900));
 }

@@ -358,11 +358,65 @@ fn every_refused_gpu_has_its_reason_and_the_decision_says_what_it_was_made_with(
     assert_eq!((taken.policy.as_str(), taken.state_hash.len()), ("hybrid@1", 16));
     assert!(taken.mix_hash.is_some() && taken.parts.is_some() && taken.score_micro.is_some());
     assert_eq!(taken.runners_up.len(), 2);
-    fleet.control(Control::Placement { policy: "best_fit".to_owned(), version: 1 });
+    fleet.control(Control::Placement { policy: "best_fit".to_owned(), version: 1, power_weight: 0 });
     let other = ask(&mut fleet, request("c", vec![gpus(1)]));
     assert_eq!((other.policy.as_str(), other.mix_hash), ("best_fit@1", None));
     let unknown = ask(&mut fleet, Place { policy: Some("best_fit@2".to_owned()), max_wait_ms: Some(1_000), ..request("d", vec![gpus(1)]) });
     assert_eq!(outcome(&unknown), (Outcome::Rejected, Some(Reason::UnknownPolicy)));
+}
+
+/// A cell that places by `first_fit`, half of it by power, on hosts whose boards may draw so much.
+fn sparing(limits_mw: &[Option<u64>]) -> Fleet {
+    let mut fleet = Fleet::with_hosts(limits_mw.len());
+    for (host, &limit) in limits_mw.iter().enumerate() {
+        limited(&mut fleet, host, 2, limit);
+    }
+    fleet.control(Control::Placement { policy: "first_fit".to_owned(), version: 1, power_weight: 50 });
+    fleet
+}
+
+/// A host says what its boards may draw.
+fn limited(fleet: &mut Fleet, host: usize, revision: u64, limit_mw: Option<u64>) {
+    let of = |slot: usize| Gpu { power_limit_mw: limit_mw, power_limit_max_mw: None, ..gpu(host, slot) };
+    fleet.push(Body::Inventory(Box::new(inventory(host, 1, revision, revision as u32, vec![of(0), of(1)]))));
+}
+
+#[test]
+fn with_power_in_force_what_is_awake_is_used_first_and_decisions_say_what_they_wake() {
+    let mut fleet = sparing(&[Some(400_000), Some(400_000)]);
+    let share = |id: &str, milli| request(id, vec![Bundle { milli, vram_bytes: GIB, ..gpus(1) }]);
+    let avoid = Constraints { within: [(Domain::Host, "host-1".to_owned())].into(), ..Constraints::default() };
+    let first = ask(&mut fleet, Place { constraints: avoid, ..share("a", 400) });
+    assert_eq!(hosts(&first), [(0, "host-1".to_owned())]);
+    let power = |decided: &Decided| decided.parts.and_then(|parts| parts.power_mw);
+    assert_eq!((power(&first), first.power_weight), (Some(350_000), 50), "an eighth of the limit is drawn already");
+    let second = ask(&mut fleet, share("b", 400));
+    assert_eq!((hosts(&second), power(&second)), (vec![(0, "host-1".to_owned())], Some(0)));
+    assert_eq!(second.score_micro, Some(50_000_000), "half of 100 points: nothing is woken");
+    assert_eq!(power(&Decided { parts: second.runners_up[0].parts, ..second.clone() }), Some(350_000));
+    // Who names a policy gets that one alone.
+    let named = ask(&mut fleet, Place { policy: Some("first_fit".to_owned()), ..share("c", 200) });
+    assert_eq!((hosts(&named), power(&named), named.power_weight), (vec![(0, "host-0".to_owned())], None, 0));
+    fleet.control(Control::Placement { policy: "first_fit".to_owned(), version: 1, power_weight: 0 });
+    let without = ask(&mut fleet, share("d", 200));
+    assert_eq!((hosts(&without), without.parts), (vec![(0, "host-0".to_owned())], None));
+}
+
+#[test]
+fn of_gpus_that_sleep_those_whose_boards_may_draw_least_are_woken_and_what_is_not_known_is_not_little() {
+    let on = |fleet: &mut Fleet| {
+        let decided = fleet.state.dry_run(&tenant(0), &request("r", vec![gpus(2)]));
+        (decided.assignments[0].host.to_string(), decided.parts.and_then(|parts| parts.power_mw))
+    };
+    let mut fleet = sparing(&[Some(400_000), Some(320_000), Some(700_000)]);
+    assert_eq!(on(&mut fleet), ("host-1".to_owned(), Some(560_000)));
+    limited(&mut fleet, 0, 3, Some(240_000));
+    assert_eq!(on(&mut fleet), ("host-0".to_owned(), Some(420_000)), "what a host says anew holds at once");
+    limited(&mut fleet, 0, 4, None);
+    assert_eq!(on(&mut fleet), ("host-1".to_owned(), Some(560_000)));
+    limited(&mut fleet, 0, 5, Some(9_000_000));
+    assert_eq!(on(&mut fleet), ("host-1".to_owned(), Some(560_000)), "no board may draw that much");
+    assert_eq!(on(&mut sparing(&[None, None])), ("host-0".to_owned(), None), "nobody says anything: it does not count");
 }
 
 #[test]

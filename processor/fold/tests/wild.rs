@@ -237,8 +237,12 @@ fn control() -> impl Strategy<Value = Body> {
         any_settings().prop_map(Control::Settings),
         any_rule().prop_map(Control::AlertRule),
         (0usize..3).prop_map(|n| Control::RemoveAlertRule { name: ["gpu_hot", "wild", "no_such"][n].to_owned() }),
-        (wild_u32()).prop_map(|version| Control::Placement { policy: "headroom".to_owned(), version }),
-        (0..Name::ALL.len()).prop_map(|n| Control::Placement { policy: Name::ALL[n].code().to_owned(), version: 1 }),
+        (wild_u32()).prop_map(|version| Control::Placement { policy: "headroom".to_owned(), version, power_weight: 0 }),
+        (0..Name::ALL.len(), prop_oneof![0..=100u32, wild_u32()]).prop_map(|(n, power_weight)| Control::Placement {
+            policy: Name::ALL[n].code().to_owned(),
+            version: 1,
+            power_weight
+        }),
         (0u32..9).prop_map(|n| Control::Revoke { lease_id: format!("lease-test-{n}") }),
         (0u64..2, proptest::option::of(wild_u64())).prop_map(|(n, gpu_milli_max)| Control::Quota { tenant: tenant(n), gpu_milli_max }),
         (wild_u32()).prop_map(|version| Control::Logic { version }),

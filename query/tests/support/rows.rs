@@ -167,6 +167,7 @@ pub fn decision(sequence: u64, number: u64, request: &str, at_s: i64, outcome: O
         decision_id: format!("local-0-{sequence}-0"),
         decision_seq: number,
         request_id: request.to_owned(),
+        tenant: tenant("acme"),
         decided_at: LogTime(at_s * NS_PER_S),
         outcome,
         reason: (outcome != Outcome::Placed).then_some(Reason::ALL[0]),

@@ -16,7 +16,7 @@ use plimsoll_schemas::out::{
     RejectedOut, RunnerUp, ScoreParts, Victim,
 };
 use plimsoll_schemas::pace::{Mode, Pace, Preset};
-use plimsoll_schemas::policy::{Cordoned, Policy, Quota, SetBy};
+use plimsoll_schemas::policy::{Cordoned, Placing, Policy, Quota, SetBy};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::record::Body;
 use plimsoll_schemas::request::{
@@ -272,7 +272,8 @@ pub fn log_messages() -> Vec<LogExample> {
         control_of("control-sealed", Control::Sealed { version: 9, position: position() }),
         control_of("control-settings", Control::Settings(settings)),
         control_of("control-drain", Control::Drain { what: Cordon::Host(host()), grace_ms: Some(600_000) }),
-        control_of("control-placement", Control::Placement { policy: "headroom".to_owned(), version: 1 }),
+        control_of("control-placement", Control::Placement { policy: "headroom".to_owned(), version: 1, power_weight: 0 }),
+        control_of("control-placement-power", Control::Placement { policy: "hybrid".to_owned(), version: 1, power_weight: 5 }),
         control_of("control-alert_rule", Control::AlertRule(rule())),
         control_of("control-remove_alert_rule", Control::RemoveAlertRule { name: "gpu_hot".to_owned() }),
         control_of("control-logic", Control::Logic { version: 1 }),
@@ -387,6 +388,8 @@ pub fn outputs() -> Vec<OutExample> {
         ("place.decided-deferred", decision(), Payload::Decided(deferred())),
         ("preemption.proposed", decision(), Payload::Preemption(Box::new(preemption()))),
         ("place.decided-mig", decision(), Payload::Decided(mig_placed())),
+        ("place.decided-power", decision(), Payload::Decided(power_placed())),
+        ("policy.changed-placement-power", OutSubject::Policy, policy_changed(Policy::Placement(Placing { power_weight: 5 }), "hybrid")),
     ];
     let make = |(place, (name, to, payload)): (u32, (&'static str, OutSubject, Payload))| {
         let output = Output::new(&cell(), u64::from(place) + 1, position(), place, LogTime(AT), &to, payload.clone());
@@ -432,8 +435,14 @@ fn mig_placed() -> Decided {
     Decided { refused: [(Reason::MigNoSlice, 3), (Reason::MigStart, 1)].into(), assignments, score_micro: Some(-333_333), ..one }
 }
 
+/// A decision in which power counted.
+fn power_placed() -> Decided {
+    let with = ScoreParts { power_mw: Some(612_500), ..parts() };
+    Decided { policy: "hybrid@1".to_owned(), power_weight: 5, score_micro: Some(3_500_000), parts: Some(with), ..placed() }
+}
+
 fn parts() -> ScoreParts {
-    ScoreParts { fragmentation_milli: 120, waste_milli: -40, scarcity_milli: 250 }
+    ScoreParts { fragmentation_milli: 120, waste_milli: -40, scarcity_milli: 250, power_mw: None }
 }
 
 fn deferred() -> Decided {
@@ -464,6 +473,7 @@ fn placed() -> Decided {
         position: position(),
         state_hash: String::new(),
         policy: "headroom@1".to_owned(),
+        power_weight: 0,
         tables_hash: None,
         mix_hash: None,
         attempt: 1,

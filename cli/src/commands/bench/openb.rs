@@ -71,8 +71,10 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
     for &policy in &options.policies {
         for sequence in &sequences {
             let seed = sequence.seed;
-            let made = power::modified(workload.policy(policy, lessons.of(policy), seed), &powers, options.power.power_weight);
-            let mut placer = Placer::new(workload.fleet(&sequence.ranks), made);
+            let made = power::modified(workload.policy(policy, lessons.of(policy), seed), options.power.power_weight);
+            let mut fleet = workload.fleet(&sequence.ranks);
+            power::announce(&mut fleet, &powers);
+            let mut placer = Placer::new(fleet, made);
             let meter = Meter::new(placer.fleet(), &powers);
             let gave = match options.churn.map(f64::from) {
                 Some(load) => Gave::Churned(load, churn::run(&workload, &mut placer, meter, load, seed)),

@@ -7,19 +7,26 @@ use std::process::ExitCode;
 
 use bytes::Bytes;
 use clap::Args;
+use plimsoll_schemas::id::TenantId;
 
 use crate::broker::Broker;
 use crate::endpoint::Endpoints;
 use crate::error::Error;
-use crate::output::{Flag, Format};
+use crate::output::{Flag, Format, Table};
 use crate::outputs::{Decision, MadeBy, Outputs};
 use crate::{endpoint, postgres, visible};
+
+/// Most tenants that are named where several have used an id.
+const TENANTS_NAMED_MAX: usize = 20;
 
 /// Which decision.
 #[derive(Debug, Args)]
 pub struct Options {
     /// A decision's id (as `plimsoll decisions -o json` shows it), a request's, of which the newest decision is taken, or a lease's
     id: String,
+    /// Whose request it is; to be said where several tenants have used its id
+    #[arg(long)]
+    tenant: Option<TenantId>,
     /// List every GPU of the cell with what stood in its way instead; for a gang, in that of its first member or of the one without a place
     #[arg(long)]
     candidates: bool,
@@ -35,7 +42,7 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
     let outputs = Broker::connect(&endpoints).await?.outputs().await?;
     let (decision, bytes) = match found(&outputs, &endpoints, &options.id).await? {
         Some(found) => found,
-        None => by_another_id(&outputs, &endpoints, &options.id).await?,
+        None => by_another_id(&outputs, &endpoints, &options.id, options.tenant.as_ref()).await?,
     };
     if options.candidates {
         candidates::of(&endpoints, &decision, &bytes).await?.print(options.output.format)?;
@@ -60,24 +67,39 @@ async fn found(outputs: &Outputs, endpoints: &Endpoints, id: &str) -> Result<Opt
 
 /// SQL knows which decision a request or a lease had. What stands in OUT now is there a moment later: that long it is waited for where SQL knows
 /// of none, or of none that is final.
-async fn by_another_id(outputs: &Outputs, endpoints: &Endpoints, id: &str) -> Result<(Decision, Bytes), Error> {
+async fn by_another_id(outputs: &Outputs, endpoints: &Endpoints, id: &str, tenant: Option<&TenantId>) -> Result<(Decision, Bytes), Error> {
     let newest = outputs.newest().await?;
-    let mut known = postgres::ask(endpoints, &question(id)).await?;
+    let mut known = postgres::ask(endpoints, &question(id, tenant)).await?;
     if let (None | Some("deferred"), Some(newest)) = (known.first("outcome"), newest) {
         visible::until(endpoints, newest.sequence).await?;
-        known = postgres::ask(endpoints, &question(id)).await?;
+        known = postgres::ask(endpoints, &question(id, tenant)).await?;
     }
+    is_one_request(id, &known)?;
     let unknown = || Error::Usage(format!("nothing was decided on {id:?}, or it is too long ago: `plimsoll decisions` lists the newest"));
     let decision = known.first("decision_id").ok_or_else(unknown)?;
     found(outputs, endpoints, decision).await?.ok_or_else(unknown)
 }
 
-fn question(id: &str) -> String {
+/// The newest decision of each tenant, the newest of all first. Those sealed by older versions say no tenant. A tenant is a token, so it needs
+/// no quoting inside quotes.
+fn question(id: &str, tenant: Option<&TenantId>) -> String {
     let id = id.replace('\'', "''");
+    let filter = tenant.map_or_else(String::new, |tenant| format!("AND (tenant = '{tenant}' OR tenant IS NULL) "));
     format!(
-        "SELECT decision_id, outcome FROM placement_decisions WHERE request_id = '{id}' OR lease_id = '{id}' OR decision_id = '{id}' \
-         ORDER BY decision_seq DESC LIMIT 1"
+        "SELECT decision_id, outcome, tenant FROM (SELECT decision_id, outcome, tenant, decision_seq, \
+         row_number() OVER (PARTITION BY tenant ORDER BY decision_seq DESC) AS nth FROM placement_decisions \
+         WHERE (request_id = '{id}' OR lease_id = '{id}' OR decision_id = '{id}') {filter}) AS newest \
+         WHERE nth = 1 ORDER BY decision_seq DESC LIMIT {TENANTS_NAMED_MAX}"
     )
+}
+
+/// Errors where several tenants have used an id: none of them is meant more than another.
+fn is_one_request(id: &str, known: &Table) -> Result<(), Error> {
+    let tenants: Vec<&str> = known.column("tenant").flatten().collect();
+    if tenants.len() < 2 {
+        return Ok(());
+    }
+    Err(Error::Usage(format!("{} have each used the id {id:?}: say whose it is with --tenant", tenants.join(", "))))
 }
 
 #[cfg(test)]
@@ -86,6 +108,22 @@ mod tests {
 
     #[test]
     fn an_id_is_a_text_and_nothing_else() {
-        assert!(question("x' OR '1' = '1").contains("request_id = 'x'' OR ''1'' = ''1'"));
+        assert!(question("x' OR '1' = '1", None).contains("request_id = 'x'' OR ''1'' = ''1'"));
+    }
+
+    #[test]
+    fn where_several_tenants_have_used_an_id_they_are_named_and_none_is_taken() {
+        let known = |tenants: &[Option<&str>]| {
+            let row = |tenant: &Option<&str>| vec![Some("local-0-1-0".to_owned()), Some("placed".to_owned()), tenant.map(str::to_owned)];
+            Table { rows: tenants.iter().map(row).collect(), ..Table::of_text(&["decision_id", "outcome", "tenant"]) }
+        };
+        let check = |tenants: &[Option<&str>]| is_one_request("r-1", &known(tenants)).map_err(|error| error.to_string());
+        let two = check(&[Some("research"), Some("vision")]);
+        assert!(two.is_err_and(|said| said.contains("research, vision have each used the id \"r-1\": say whose it is with --tenant")));
+        for one in [&[][..], &[None], &[Some("research")], &[Some("research"), None]] {
+            assert_eq!(check(one), Ok(()), "{one:?}");
+        }
+        let research = "research".parse().expect("a token");
+        assert!(question("r-1", Some(&research)).contains(") AND (tenant = 'research' OR tenant IS NULL) ) AS newest"));
     }
 }

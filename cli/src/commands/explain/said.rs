@@ -158,10 +158,11 @@ fn looked_at(decided: &Decided) -> Vec<String> {
 
 /// Which decision it is, and all that it was made with.
 fn made_with(decided: &Decided) -> String {
-    let Decided { decision_id, decision_seq, policy, position, .. } = decided;
+    let Decided { decision_id, decision_seq, policy, power_weight, position, .. } = decided;
+    let power = Some(format!("power at {power_weight} of 100 parts")).filter(|_| *power_weight > 0);
     let tables = decided.tables_hash.as_ref().map(|hash| format!("tables {hash}"));
     let mix = decided.mix_hash.as_ref().map(|hash| format!("mix of requests {hash}"));
-    let with: Vec<String> = tables.into_iter().chain(mix).collect();
+    let with: Vec<String> = power.into_iter().chain(tables).chain(mix).collect();
     let with = if with.is_empty() { String::new() } else { format!(" with {}", and(&with)) };
     let state = if decided.state_hash.is_empty() { String::new() } else { format!(" (state {})", decided.state_hash) };
     format!("Decision {decision_seq} ({decision_id}), by {policy}{with}, on what the log said up to {position}{state}.")
@@ -178,6 +179,9 @@ fn parts(parts: &ScoreParts) -> String {
         said(parts.fragmentation_milli, "fragmentation falls by #", "fragmentation rises by #"),
         said(parts.waste_milli, "# less will stay idle when the fleet is full", "# more will stay idle when the fleet is full"),
         said(parts.scarcity_milli, "it takes # from rare requests", "it leaves # more to rare requests"),
+        parts
+            .power_mw
+            .map(|mw| if mw == 0 { "it wakes no GPU".to_owned() } else { format!("it wakes GPUs that draw about {} W more", (mw + 500) / 1_000) }),
     ]
     .into_iter()
     .flatten()
@@ -275,7 +279,7 @@ mod tests {
             "assignments": [named(gpu("a", 0, 0, 1000)), named(gpu("a", 1, 0, 1000)), named(gpu("a", 4, 0, 1000)), gpu("b", 0, 1, 1000)],
             "lease": {"lease_id": "lease-4", "fence": 4, "ttl_ms": 600000, "expires_at": "2026-11-20T14:05:00Z", "priority": -2, "preemptible": true,
                       "hosts": [{"host": "a", "cpu_milli": 8_500, "memory_bytes": 64u64 << 30}, {"host": "b", "cpu_milli": 500, "memory_bytes": 0}]},
-            "score_micro": -170_000, "parts": {"fragmentation_milli": 120, "waste_milli": -40, "scarcity_milli": 250},
+            "score_micro": -170_000, "power_weight": 5, "parts": {"fragmentation_milli": 120, "waste_milli": -40, "scarcity_milli": 250},
             "tables_hash": "00ff", "mix_hash": "00aa", "state_hash": "0011",
         });
         assert_eq!(
@@ -290,7 +294,7 @@ mod tests {
              \x20 Its lease lease-4 with fence 4 holds until 2026-11-20T14:05:00Z unless it is renewed; a request of priority above -2 may be told that ending it makes room.\n\
              \x20 It scored -0.170 in the policy's own unit: fragmentation falls by 0.12 GPU, 0.04 GPU more will stay idle when the fleet is full, it takes 0.25 GPU from rare requests.\n\
              \x20 1 host was looked at, 1 could have taken it.\n\
-             \x20 Decision 7 (local-0-41-1), by hybrid@1 with tables 00ff and mix of requests 00aa, on what the log said up to 0:41 (state 0011).\n"
+             \x20 Decision 7 (local-0-41-1), by hybrid@1 with power at 5 of 100 parts, tables 00ff and mix of requests 00aa, on what the log said up to 0:41 (state 0011).\n"
         );
     }
 
@@ -314,13 +318,14 @@ mod tests {
 
     #[test]
     fn parts_of_a_score_are_said_in_the_direction_in_which_they_go() {
-        let check = |fragmentation_milli, waste_milli, scarcity_milli, expected: &str| {
-            assert_eq!(parts(&ScoreParts { fragmentation_milli, waste_milli, scarcity_milli }), expected);
+        let check = |fragmentation_milli, waste_milli, scarcity_milli, power_mw, expected: &str| {
+            assert_eq!(parts(&ScoreParts { fragmentation_milli, waste_milli, scarcity_milli, power_mw }), expected);
         };
-        check(0, 0, 0, "it makes no difference to what else fits");
-        check(-1_000, 0, 0, "fragmentation rises by 1 GPU");
-        check(0, 0, 8_000, "it takes 8 GPUs from rare requests");
-        check(0, 5, 0, "0.005 GPU less will stay idle when the fleet is full");
+        check(0, 0, 0, None, "it makes no difference to what else fits");
+        check(-1_000, 0, 0, None, "fragmentation rises by 1 GPU");
+        check(0, 0, 8_000, Some(0), "it takes 8 GPUs from rare requests, it wakes no GPU");
+        check(0, 5, 0, None, "0.005 GPU less will stay idle when the fleet is full");
+        check(0, 0, 0, Some(612_500), "it wakes GPUs that draw about 613 W more");
     }
 
     #[test]

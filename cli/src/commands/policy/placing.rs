@@ -1,7 +1,7 @@
 //! `plimsoll policy use` and `policy quota`: which policy places, and how much a tenant may hold.
 
 use clap::Args;
-use plimsoll_schemas::control::Control;
+use plimsoll_schemas::control::{Control, POWER_WEIGHT_MAX};
 use plimsoll_schemas::id::TenantId;
 use plimsoll_schemas::request::WHOLE_MILLI;
 
@@ -13,6 +13,9 @@ pub struct Use {
     /// Such as best_fit or hybrid@1; without a version it is the first
     #[arg(value_name = "NAME[@VERSION]", value_parser = versioned)]
     policy: (String, u32),
+    /// How many of 100 parts of a decision it is to wake no GPU that sleeps, by the power limits that GPUs announce; the policy has the others
+    #[arg(long, value_name = "PARTS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=i64::from(POWER_WEIGHT_MAX)))]
+    power_weight: u32,
     #[command(flatten)]
     wait: Wait,
 }
@@ -21,7 +24,7 @@ impl Use {
     /// The record that puts it into force.
     pub fn control(self) -> (Wait, Control) {
         let (policy, version) = self.policy;
-        (self.wait, Control::Placement { policy, version })
+        (self.wait, Control::Placement { policy, version, power_weight: self.power_weight })
     }
 }
 
@@ -82,9 +85,10 @@ mod tests {
 
     #[test]
     fn a_policy_is_named_with_or_without_its_version() {
-        let placement = |policy: &str, version| Ok(Control::Placement { policy: policy.to_owned(), version });
-        assert_eq!(control("use best_fit"), placement("best_fit", 1));
-        assert_eq!(control("use hybrid@2"), placement("hybrid", 2));
+        let placement = |policy: &str, version, power_weight| Ok(Control::Placement { policy: policy.to_owned(), version, power_weight });
+        assert_eq!(control("use best_fit"), placement("best_fit", 1, 0));
+        assert_eq!(control("use hybrid@2 --power-weight 5"), placement("hybrid", 2, 5));
+        assert!(control("use fgd --power-weight 101").is_err_and(|error| error.contains("0..=100")));
         for wrong in ["use @1", "use hybrid@", "use hybrid@new"] {
             assert!(control(wrong).expect_err(wrong).contains("such as best_fit@1"), "{wrong}");
         }

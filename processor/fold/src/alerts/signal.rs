@@ -6,7 +6,7 @@ use plimsoll_schemas::time::NS_PER_S;
 use serde::{Deserialize, Serialize};
 
 use crate::faults::Faults;
-use crate::registry::{Facts, Health, Host, Registry, Silence, Use};
+use crate::registry::{Facts, Health, Host, Registry, Silence};
 use crate::window::Pane;
 
 /// The cell's counters at an instant of the live clock.
@@ -131,7 +131,7 @@ impl CellNow {
         Self {
             before,
             now,
-            placeable: gpus().filter(|device| device.facts.using == Use::Free).count() as i64,
+            placeable: gpus().filter(|device| device.is_placeable()).count() as i64,
             gpus: gpus().count() as i64,
             hosts_lost: registry.hosts.iter().filter(|host| host.silence == Silence::Lost).count() as i64,
         }

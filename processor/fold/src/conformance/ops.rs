@@ -25,7 +25,7 @@ use crate::placement::candidate::Candidate;
 use crate::placement::cell::{Cell, Chooser, Hashed, Host};
 use crate::placement::distribute::{Split, capacity, uniform};
 use crate::placement::plan::Neighbours;
-use crate::placement::policy::catalogue::Name;
+use crate::placement::policy::catalogue::{Bidder, Name};
 use crate::placement::policy::host::CLASSES;
 use crate::placement::policy::mix::Mix;
 use crate::placement::reliability::{self, reliability};
@@ -245,7 +245,7 @@ fn select_best(input: Input<'_>) -> Result<Value, String> {
         classes: [0; CLASSES],
         reputation: Reputation::default(),
     };
-    let chooser = Chooser { policy: Name::Headroom, mix: Hashed { of: &Mix::default(), hash: 0 }, tables: None, turn: 0 };
+    let chooser = Chooser { bidder: Bidder::alone(Name::Headroom), mix: Hashed { of: &Mix::default(), hash: 0 }, tables: None, turn: 0 };
     let choice = select::choose(&mut Cell::new(vec![here], Settings::default()), &ask, chooser, &Neighbours::new());
     let uuid = |number: u32| devices.keys().nth(number as usize).map_or_else(String::new, GpuUuid::to_string);
     Ok(json!(match (choice.outcome, choice.picks.first(), choice.reason) {
@@ -273,6 +273,7 @@ fn candidate(number: u32, device: Input<'_>) -> Result<Candidate, String> {
         util_percent: device.scaled("util", 1, 0)?,
         temperature_mk: device.scaled("temp", 1_000, ZERO_CELSIUS_MK)?,
         slowdown_temperature_mk: device.scaled("slowdown_temp", 1_000, ZERO_CELSIUS_MK)?,
+        power_limit_mw: None,
         gate: if device.flag("stale") { Some(Reason::Stale) } else { said_nothing.then_some(Reason::NoSample) },
         kept: false,
         reserved_milli: 0,

@@ -9,7 +9,7 @@ use super::ask::Ask;
 use super::candidate::Candidate;
 use super::cell::{Cell, Host};
 use super::mig;
-use super::policy::catalogue::Name;
+use super::policy::catalogue::Bidder;
 use super::policy::fleet::GPUS_PER_HOST_MAX;
 use super::policy::shape::Shape;
 
@@ -20,7 +20,7 @@ const NO_FIT: i64 = i64::MIN;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Question {
     /// Who bids.
-    pub policy: Name,
+    pub bidder: Bidder,
     bundle: Bundle,
     models: Vec<String>,
     driver_min: Option<String>,
@@ -30,10 +30,10 @@ pub struct Question {
 
 impl Question {
     /// The question of a bundle.
-    pub fn new(policy: Name, ask: &Ask<'_>, bundle: &Bundle) -> Self {
+    pub fn new(bidder: Bidder, ask: &Ask<'_>, bundle: &Bundle) -> Self {
         let constraints = ask.constraints();
         Self {
-            policy,
+            bidder,
             bundle: Bundle { name: None, members: 1, ..bundle.clone() },
             models: ask.models().map(str::to_owned).collect(),
             driver_min: constraints.driver_min.clone(),
@@ -109,8 +109,8 @@ impl Answers {
     }
 
     /// Asks the hosts that have changed. `shut`: on which hosts nothing of the request may stand, and why; empty = on none.
-    pub fn refresh(&mut self, cell: &mut Cell, ask: &Ask<'_>, bundle: &Bundle, shape: &Shape, policy: Name, shut: &[Option<Reason>]) {
-        let voids = cell.voids_bids(policy, self.seen);
+    pub fn refresh(&mut self, cell: &mut Cell, ask: &Ask<'_>, bundle: &Bundle, shape: &Shape, bidder: Bidder, shut: &[Option<Reason>]) {
+        let voids = cell.voids_bids(bidder, self.seen);
         if self.seen == cell.now() && !voids {
             return;
         }
@@ -124,8 +124,8 @@ impl Answers {
                 self.ask_gpus(cell, host, ask, bundle, shut.get(host).copied().flatten());
             }
             // What is left of a board decides what a new instance costs, and shows in no look.
-            if self.looks[host] != before || cell.is_void(policy, host, self.seen) || (changed && bundle.mig_profile.is_some()) {
-                self.keys[host] = if self.looks[host].misfit.is_some() { NO_FIT } else { self.key(cell, host, bundle, shape, policy) };
+            if self.looks[host] != before || cell.is_void(bidder, host, self.seen) || (changed && bundle.mig_profile.is_some()) {
+                self.keys[host] = if self.looks[host].misfit.is_some() { NO_FIT } else { self.key(cell, host, bundle, shape, bidder) };
             }
         }
         if self.seen == 0 {
@@ -134,18 +134,18 @@ impl Answers {
         self.seen = cell.now();
     }
 
-    fn key(&self, cell: &mut Cell, host: usize, bundle: &Bundle, shape: &Shape, policy: Name) -> i64 {
+    fn key(&self, cell: &mut Cell, host: usize, bundle: &Bundle, shape: &Shape, bidder: Bidder) -> i64 {
         let making = mig::making(&cell.hosts()[host].gpus, self.looks[host], bundle);
-        making.map_or_else(|| self.bid(cell, host, shape, policy), |making| making.key)
+        making.map_or_else(|| self.bid(cell, host, shape, bidder), |making| making.key)
     }
 
     /// What the policy bids for a host. One that is like the one before it is not asked for.
-    fn bid(&self, cell: &mut Cell, host: usize, shape: &Shape, policy: Name) -> i64 {
+    fn bid(&self, cell: &mut Cell, host: usize, shape: &Shape, bidder: Bidder) -> i64 {
         cell.open(host, self.looks[host].ready);
         if host > 0 {
             cell.open(host - 1, self.looks[host - 1].ready);
         }
-        let (policy, fleet) = cell.seated(policy);
+        let (policy, fleet) = cell.seated(bidder);
         let like_the_last = host > 0 && self.keys[host - 1] != NO_FIT && policy.bids_last() && fleet.host(host).is_like(&fleet.host(host - 1));
         if like_the_last { self.keys[host - 1] } else { policy.bid(&fleet.host(host), shape).key }
     }

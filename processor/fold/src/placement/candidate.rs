@@ -8,6 +8,7 @@ use plimsoll_schemas::request::{Bundle, WHOLE_MILLI};
 
 use super::ask::Ask;
 use super::mig::Board;
+use super::policy::power::wakes_mw;
 use super::score::{self, Inputs, Score};
 use super::{Settings, vram};
 
@@ -47,6 +48,8 @@ pub struct Candidate {
     pub temperature_mk: Option<u64>,
     /// Temperature at which the board slows down, millikelvin, if known.
     pub slowdown_temperature_mk: Option<u64>,
+    /// Most that its board may draw, thousandths of a watt, if known; nobody knows what a MIG instance may.
+    pub power_limit_mw: Option<u64>,
     /// What the fold already knows against it: stale, no sample, not enrolled, cordoned, draining, unhealthy.
     pub gate: Option<Reason>,
     /// Whether it is kept for another request that waits.
@@ -90,6 +93,11 @@ impl Candidate {
             util_micro: self.util_percent.unwrap_or(100).saturating_mul(MICRO_PER_PERCENT),
             temperature_uk: self.temperature_mk.map(|mk| mk.saturating_mul(1_000)),
         })
+    }
+
+    /// What waking it adds to what is drawn, thousandths of a watt, if known. A MIG instance is left out: what it draws is its board's.
+    pub fn wakes_mw(&self) -> Option<u32> {
+        if self.mig_profile.is_some() { Some(0) } else { self.power_limit_mw.and_then(wakes_mw) }
     }
 
     /// What it would give for a member of the bundle, or the first gate in the order of precedence that it does not pass.
@@ -169,6 +177,7 @@ mod tests {
             util_percent: Some(0),
             temperature_mk: Some(313_150),
             slowdown_temperature_mk: Some(363_150),
+            power_limit_mw: None,
             gate: None,
             kept: false,
             reserved_milli: 0,

@@ -15,7 +15,7 @@ use super::answers::{Answers, Question};
 use super::candidate::Candidate;
 use super::plan::Part;
 use super::policy::Policy;
-use super::policy::catalogue::{Name, Parts};
+use super::policy::catalogue::{Bidder, Parts};
 use super::policy::fleet::{Fleet, Place, Standing};
 use super::policy::host::Classes;
 use super::policy::mix::Mix;
@@ -118,8 +118,8 @@ impl<T> Copy for Hashed<'_, T> {}
 /// What to choose with.
 #[derive(Debug, Clone, Copy)]
 pub struct Chooser<'a> {
-    /// The policy.
-    pub policy: Name,
+    /// The policy, and what counts besides.
+    pub bidder: Bidder,
     /// What was asked for before.
     pub mix: Hashed<'a, Mix>,
     /// What was learned; absent = nothing.
@@ -156,7 +156,7 @@ pub struct Cell {
     now: u64,
     changed_at: Vec<u64>,
     standing_at: Vec<u64>,
-    seats: BTreeMap<Name, Seat>,
+    seats: BTreeMap<Bidder, Seat>,
     remembered: BTreeMap<Question, Answers>,
 }
 
@@ -167,7 +167,8 @@ impl Cell {
         hosts.iter_mut().for_each(|host| host.gpus.sort_by_key(|gpu| gpu.slot));
         let first_gpu = hosts.iter().scan(0, |next, host| Some(std::mem::replace(next, *next + host.gpus.len() as u32))).collect();
         let with_gpus = hosts.iter().filter(|host| !host.gpus.is_empty()).count() as u32;
-        let fleet = Fleet::standing(hosts.iter().map(Host::standing));
+        let mut fleet = Fleet::standing(hosts.iter().map(Host::standing));
+        hosts.iter().enumerate().for_each(|(number, host)| _ = fleet.wakes(number, host.gpus.iter().map(Candidate::wakes_mw), 0));
         let (now, at_first) = (1, vec![1; hosts.len()]);
         Self {
             settings,
@@ -219,21 +220,21 @@ impl Cell {
     }
 
     /// Whether a policy may bid otherwise than before for hosts that have not changed themselves.
-    pub fn voids_bids(&self, policy: Name, since: u64) -> bool {
-        let seat = &self.seats[&policy];
+    pub fn voids_bids(&self, bidder: Bidder, since: u64) -> bool {
+        let seat = &self.seats[&bidder];
         !seat.policy.bids_last() || seat.void_at.iter().any(|&at| at > since)
     }
 
     /// Whether a policy's bid for a host no longer holds, given that the same GPUs of it may be taken.
-    pub fn is_void(&self, policy: Name, host: usize, since: u64) -> bool {
-        let seat = &self.seats[&policy];
+    pub fn is_void(&self, bidder: Bidder, host: usize, since: u64) -> bool {
+        let seat = &self.seats[&bidder];
         let of_model = seat.void_at.get(usize::from(self.fleet.host(host).model)).copied().unwrap_or_default();
         self.standing_at[host] > since || of_model > since || !seat.policy.bids_last()
     }
 
     /// A policy that has been seated, and what it looks at.
-    pub fn seated(&self, policy: Name) -> (&dyn Policy, &Fleet) {
-        (&*self.seats[&policy].policy, &self.fleet)
+    pub fn seated(&self, bidder: Bidder) -> (&dyn Policy, &Fleet) {
+        (&*self.seats[&bidder].policy, &self.fleet)
     }
 
     /// Says which GPUs of a host may be taken by what is bid for next: bit i = GPU i.
@@ -241,35 +242,37 @@ impl Cell {
         self.fleet.open(host, gpus);
     }
 
-    /// Lets a policy look at the cell, if it does not sit there already. `scores` is what telemetry says of a GPU, for those that go by it, millionths.
+    /// Lets a policy look at the cell, if it does not sit there already. Of those that heed power only the newest stays. `scores` is what
+    /// telemetry says of a GPU, for those that go by it, millionths.
     pub fn seat(&mut self, chooser: Chooser<'_>, scores: impl Fn(&Host, &Candidate) -> u32) {
-        let by_telemetry = chooser.policy.goes_by_telemetry();
+        let bidder = chooser.bidder;
+        let by_telemetry = bidder.policy.goes_by_telemetry();
         let made_of = (chooser.mix.hash, chooser.tables.map(|tables| tables.hash));
-        if self.seats.get(&chooser.policy).is_some_and(|seat| seat.made_of == made_of) {
+        if self.seats.get(&bidder).is_some_and(|seat| seat.made_of == made_of) {
             return;
         }
-        self.unseat(chooser.policy);
+        self.unseat(|seated| seated == bidder || (seated.power_weight > 0 && bidder.power_weight > 0));
         let of_host = |host: &Host| host.gpus.iter().map(|gpu| scores(host, gpu)).collect::<Vec<_>>();
         self.fleet.measure(self.hosts.iter().filter(|_| by_telemetry).map(of_host));
         let untaught = Tables::untaught(&[]);
         let (requests, typical) = chooser.mix.of.of_fleet(&self.fleet);
         let tables = chooser.tables.map_or(&untaught, |tables| tables.of);
-        let mut policy = chooser.policy.policy(Parts { typical: &typical, requests: &requests, tables, seed: SEED, turn: chooser.turn });
+        let mut policy = bidder.made_of(Parts { typical: &typical, requests: &requests, tables, seed: SEED, turn: chooser.turn });
         policy.start(&self.fleet);
         policy.next_turn();
-        self.seats.insert(chooser.policy, Seat { policy, made_of, void_at: vec![self.now; self.fleet.models().len()] });
+        self.seats.insert(bidder, Seat { policy, made_of, void_at: vec![self.now; self.fleet.models().len()] });
     }
 
     /// Lets a policy go whose bids do not outlive a request.
-    pub fn leave(&mut self, policy: Name) {
-        if policy.goes_by_telemetry() || !self.seats[&policy].policy.bids_last() {
-            self.unseat(policy);
+    pub fn leave(&mut self, bidder: Bidder) {
+        if bidder.policy.goes_by_telemetry() || !self.seats[&bidder].policy.bids_last() {
+            self.unseat(|seated| seated == bidder);
         }
     }
 
-    fn unseat(&mut self, policy: Name) {
-        self.seats.remove(&policy);
-        self.remembered.retain(|question, _| question.policy != policy);
+    fn unseat(&mut self, which: impl Fn(Bidder) -> bool) {
+        self.seats.retain(|&bidder, _| !which(bidder));
+        self.remembered.retain(|question, _| !which(question.bidder));
     }
 
     /// What hosts have answered to a question, to be brought up to date.
@@ -292,6 +295,10 @@ impl Cell {
         change(&mut self.hosts[host]);
         self.now += 1;
         self.changed_at[host] = self.now;
+        if self.fleet.wakes(host, self.hosts[host].gpus.iter().map(Candidate::wakes_mw), 0) {
+            // What one host adds counts against the most that any does.
+            self.unseat(|bidder| bidder.power_weight > 0);
+        }
         let standing = self.hosts[host].standing();
         if !self.fleet.stands(host, &standing) {
             self.change_fleet(host, |fleet| fleet.set(host, &standing));

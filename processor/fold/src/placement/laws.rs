@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use plimsoll_schemas::id::{HostId, Slot};
 use plimsoll_schemas::inventory;
-use plimsoll_schemas::mig::{Instance, Mig, Profile, Promise, SLICES_MAX};
+use plimsoll_schemas::mig::{Instance, Mig, Profile, Promise, SLICES_MAX, Slices};
 use plimsoll_schemas::out::Outcome;
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Bundle, Constraints, Domain, Locality, Place, Spread, Topology, WHOLE_MILLI};
@@ -17,7 +17,7 @@ use super::candidate::Candidate;
 use super::cell::{Cell, Chooser, Hashed, Host};
 use super::mig::Board;
 use super::plan::Neighbours;
-use super::policy::catalogue::Name;
+use super::policy::catalogue::{Bidder, Name};
 use super::policy::host::CLASSES;
 use super::policy::mix::Mix;
 use super::reputation::Reputation;
@@ -41,6 +41,7 @@ struct Gpu {
     reserved_gib: u64,
     numa_node: u16,
     kind: Kind,
+    limit_mw: Option<u64>,
 }
 
 /// What MIG makes of a GPU.
@@ -48,7 +49,7 @@ struct Gpu {
 enum Kind {
     Plain,
     Instance(&'static str),
-    Board(Mig, Vec<Promise>),
+    Board(Mig, Vec<Promise>, Vec<Slices>),
 }
 
 #[derive(Debug, Clone)]
@@ -75,9 +76,10 @@ impl Owned {
 
 impl Gpu {
     fn board(&self) -> Option<Board> {
-        let Kind::Board(mig, promised) = &self.kind else { return None };
+        let Kind::Board(mig, promised, kept) = &self.kind else { return None };
         let mut board = Board::new(Arc::new(mig.clone()));
         promised.iter().for_each(|promise| board.promise(promise));
+        kept.iter().for_each(|&slices| board.keep(slices));
         Some(board)
     }
 
@@ -98,6 +100,7 @@ impl Gpu {
             util_percent: Some(self.used_gib),
             temperature_mk: Some(if self.hot { 365_000 } else { 320_000 }),
             slowdown_temperature_mk: Some(363_150),
+            power_limit_mw: self.limit_mw,
             gate: self.gate,
             kept: self.kept,
             reserved_milli: self.reserved_milli,
@@ -107,10 +110,10 @@ impl Gpu {
     }
 }
 
-/// A board of up to twelve slices: random profiles, and instances and promises wherever they are legal and still fit.
+/// A board of up to twelve slices: random profiles, instances and promises wherever they are legal and still fit, and slices that are kept.
 fn any_board() -> impl Strategy<Value = Kind> {
     let profile = (1..6u8, prop::collection::btree_set(0..7u8, 1..6), prop::option::of(1..3u8));
-    let wishes = prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<bool>()), 0..6);
+    let wishes = prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..4u8), 0..6);
     (prop::collection::vec(profile, 1..4), wishes).prop_map(|(profiles, wishes)| {
         let profile = |((size, starts, instances_max), name): (_, &&str)| Profile {
             name: (*name).to_owned(),
@@ -120,17 +123,19 @@ fn any_board() -> impl Strategy<Value = Kind> {
             instances_max,
         };
         let profiles: Vec<Profile> = profiles.into_iter().zip(&PROFILES).map(profile).collect();
-        let (mut instances, mut promised, mut taken) = (Vec::new(), Vec::new(), 0);
-        for (which, at, exists) in wishes {
+        let (mut instances, mut promised, mut kept, mut taken) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for (which, at, is) in wishes {
             let profile = &profiles[which.index(profiles.len())];
             let (name, start, size) = (profile.name.clone(), profile.starts[at.index(profile.starts.len())], profile.size);
             let instance = Instance { profile: name.clone(), start, size, uuid: None };
-            if taken & instance.slices().mask() == 0 {
+            if is == 0 {
+                kept.push(instance.slices());
+            } else if taken & instance.slices().mask() == 0 {
                 taken |= instance.slices().mask();
-                if exists { instances.push(instance) } else { promised.push(Promise { profile: name, start, size }) }
+                if is == 1 { instances.push(instance) } else { promised.push(Promise { profile: name, start, size }) }
             }
         }
-        Kind::Board(Mig { profiles, instances }, promised)
+        Kind::Board(Mig { profiles, instances }, promised, kept)
     })
 }
 
@@ -146,9 +151,9 @@ prop_compose! {
         model in prop::sample::select(vec!["H100", "A100"]), used_gib in 0..=70u64, hot in prop::bool::weighted(0.05), kept in prop::bool::weighted(0.05),
         gate in prop::option::weighted(0.1, prop::sample::select(vec![Reason::Stale, Reason::Cordoned, Reason::Draining])),
         reserved_milli in prop::sample::select(vec![0, 0, 0, 300, 1_000]), reserved_gib in 0..=40u64, numa_node in 0..2u16,
-        kind in any_kind(),
+        kind in any_kind(), limit_mw in prop::option::weighted(0.8, prop::sample::select(vec![70_000, 400_000, 700_000])),
     ) -> Gpu {
-        Gpu { number: 0, slot: 0, model, used_gib, hot, gate, kept, reserved_milli, reserved_gib, numa_node, kind }
+        Gpu { number: 0, slot: 0, model, limit_mw, used_gib, hot, gate, kept, reserved_milli, reserved_gib, numa_node, kind }
     }
 }
 
@@ -166,6 +171,12 @@ fn any_cell() -> impl Strategy<Value = Vec<Owned>> {
         };
         hosts.into_iter().enumerate().map(&mut owned).collect()
     })
+}
+
+/// Every policy, alone and with power beside it.
+fn any_bidder() -> impl Strategy<Value = Bidder> {
+    (prop::sample::select(Name::ALL.to_vec()), prop::sample::select(vec![0, 0, 5, 60, 100]))
+        .prop_map(|(policy, power_weight)| Bidder { policy, power_weight })
 }
 
 fn any_place() -> impl Strategy<Value = Place> {
@@ -197,10 +208,10 @@ fn any_place() -> impl Strategy<Value = Place> {
     })
 }
 
-fn choice(cell: &mut Cell, place: &Place, policy: Name, mix: &Mix) -> Choice {
+fn choice(cell: &mut Cell, place: &Place, bidder: Bidder, mix: &Mix) -> Choice {
     let ask = Ask::new(place).expect("within bounds");
     let mix = Hashed { of: mix, hash: mix.hash() };
-    choose(cell, &ask, Chooser { policy, mix, tables: None, turn: 3 }, &Neighbours::new())
+    choose(cell, &ask, Chooser { bidder, mix, tables: None, turn: 3 }, &Neighbours::new())
 }
 
 fn mix_of(places: &[Place]) -> Mix {
@@ -218,11 +229,17 @@ fn cell_of(owned: &[Owned], backwards: bool) -> Cell {
 }
 
 /// A new instance stands where its profile may, on nothing that exists, is promised or was given before, and there are not too many of it.
-fn is_legal(mig: &Mig, promised: &[Promise], bundle: &Bundle, made: Option<Promise>, given: &mut Vec<Promise>) -> Result<(), TestCaseError> {
+fn is_legal(
+    (mig, promised, kept): (&Mig, &[Promise], &[Slices]),
+    bundle: &Bundle,
+    made: Option<Promise>,
+    given: &mut Vec<Promise>,
+) -> Result<(), TestCaseError> {
     let made = made.expect("a place on a board is a promise");
     let profile = mig.profiles.iter().find(|profile| profile.name == made.profile).expect("a profile of the board");
     prop_assert_eq!(Some(&made.profile), bundle.mig_profile.as_ref());
     prop_assert!(profile.places().any(|place| place == made.slices()) && made.start + made.size <= SLICES_MAX);
+    prop_assert!(kept.iter().all(|slices| slices.mask() & made.slices().mask() == 0), "{:?} is kept", made);
     let existing = mig.instances.iter().map(|of| (&of.profile, of.slices()));
     let others: Vec<_> = existing.chain(promised.iter().chain(given.iter()).map(|of| (&of.profile, of.slices()))).collect();
     prop_assert!(others.iter().all(|(_, place)| place.mask() & made.slices().mask() == 0), "{:?} overlaps one of {:?}", made, others);
@@ -250,8 +267,8 @@ fn holds(cell: &[Owned], place: &Place, choice: &Choice) -> Result<(), TestCaseE
         for pick in of_member {
             let gpu = gpus[&pick.number].1;
             prop_assert_eq!(matches!(gpu.kind, Kind::Board(..)), pick.slices.is_some(), "a board is used through new instances and nothing else");
-            if let Kind::Board(mig, promised) = &gpu.kind {
-                is_legal(mig, promised, bundle, choice.promise(place, pick), given.entry(pick.number).or_default())?;
+            if let Kind::Board(mig, promised, kept) = &gpu.kind {
+                is_legal((mig, promised, kept), bundle, choice.promise(place, pick), given.entry(pick.number).or_default())?;
                 prop_assert!(pick.milli == WHOLE_MILLI && pick.vram_bytes == INSTANCE_GIB * GIB && pick.vram_bytes >= bundle.vram_bytes);
                 prop_assert!(gpu.gate.is_none() && !gpu.hot && !gpu.kept && place.model.as_deref().is_none_or(|model| model == gpu.model));
                 continue;
@@ -295,9 +312,9 @@ proptest! {
     fn a_choice_keeps_every_limit_says_why_for_every_gpu_and_does_not_depend_on_any_order(
         (cell, shuffled) in any_cell().prop_flat_map(|cell| (Just(cell.clone()), Just(cell).prop_shuffle())),
         place in any_place(),
-        policy in prop::sample::select(Name::ALL.to_vec()),
+        bidder in any_bidder(),
     ) {
-        let choice_of = |owned: &[Owned], backwards: bool| choice(&mut cell_of(owned, backwards), &place, policy, &mix_of(std::slice::from_ref(&place)));
+        let choice_of = |owned: &[Owned], backwards: bool| choice(&mut cell_of(owned, backwards), &place, bidder, &mix_of(std::slice::from_ref(&place)));
         let choice = choice_of(&cell, false);
         prop_assert_eq!(&choice, &choice_of(&shuffled, true));
         if cell.iter().all(|host| host.gpus.is_empty()) {
@@ -320,11 +337,11 @@ proptest! {
     fn what_is_remembered_from_one_choice_to_the_next_makes_no_difference(
         mut owned in any_cell(),
         places in prop::collection::vec(any_place(), 1..4),
-        steps in prop::collection::vec((any::<(usize, usize, usize)>(), any_gpu(), prop::sample::select(Name::ALL.to_vec()), 0..8u8), 1..12),
+        steps in prop::collection::vec((any::<(usize, usize, usize)>(), any_gpu(), any_bidder(), 0..8u8), 1..12),
     ) {
         owned.sort_by(|a, b| a.id.cmp(&b.id));
         let mut kept = cell_of(&owned, false);
-        for ((host, gpu, place), new, policy, learns) in steps {
+        for ((host, gpu, place), new, bidder, learns) in steps {
             let (host, place) = (host % owned.len(), &places[place % places.len()]);
             let here = &mut owned[host];
             if !here.gpus.is_empty() {
@@ -336,7 +353,7 @@ proptest! {
             kept.update(host, |seen| *seen = here.host());
             // Now and then the mix is another one.
             let mix = if learns == 0 { Mix::default() } else { mix_of(&places) };
-            prop_assert_eq!(choice(&mut kept, place, policy, &mix), choice(&mut cell_of(&owned, false), place, policy, &mix));
+            prop_assert_eq!(choice(&mut kept, place, bidder, &mix), choice(&mut cell_of(&owned, false), place, bidder, &mix));
         }
     }
 }

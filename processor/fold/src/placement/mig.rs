@@ -29,6 +29,8 @@ pub struct Board {
     can: Arc<Mig>,
     /// Memory slices that are taken or promised: bit i = slice i.
     taken: u64,
+    /// Those that are kept for a request that waits.
+    kept: u64,
     /// Instances of each profile that exist or are promised, in the order of the profiles.
     made: [u8; PROFILES_MAX],
 }
@@ -47,14 +49,14 @@ pub struct Made {
 impl Board {
     /// A board with the instances that exist on it.
     pub fn new(can: Arc<Mig>) -> Self {
-        let mut board = Self { can, taken: 0, made: [0; PROFILES_MAX] };
+        let mut board = Self { can, taken: 0, kept: 0, made: [0; PROFILES_MAX] };
         board.forget();
         board
     }
 
-    /// Forgets what is promised: what exists is left.
+    /// Forgets what is promised or kept: what exists is left.
     pub fn forget(&mut self) {
-        (self.taken, self.made) = (0, [0; PROFILES_MAX]);
+        (self.taken, self.kept, self.made) = (0, 0, [0; PROFILES_MAX]);
         for at in 0..self.can.instances.len() {
             self.taken |= self.can.instances[at].slices().mask();
             self.count(self.profile(&self.can.instances[at].profile));
@@ -73,6 +75,11 @@ impl Board {
     /// Takes all of it: it was leased as a whole when MIG mode was off.
     pub fn close(&mut self) {
         self.taken = u64::MAX;
+    }
+
+    /// Keeps slices for a request that waits, whoever has them now.
+    pub fn keep(&mut self, slices: Slices) {
+        self.kept |= slices.mask();
     }
 
     fn count(&mut self, profile: Option<usize>) {
@@ -106,23 +113,37 @@ impl Board {
     /// Memory slices still free of those that a profile can use.
     pub fn free_slices(&self, profile: usize) -> u32 {
         let usable = self.can.profiles[profile].places().fold(0, |set, place| set | place.mask());
-        (usable & !self.taken).count_ones()
+        (usable & !self.taken & !self.kept).count_ones()
     }
 
     /// The legal places of a profile that are open, by start.
     fn open(&self, profile: usize) -> impl Iterator<Item = Slices> {
-        let of = &self.can.profiles[profile];
-        let more = of.instances_max.is_none_or(|most| self.made[profile] < most);
-        of.places().filter(move |place| more && place.mask() & self.taken == 0)
+        self.open_but(profile, self.taken | self.kept)
     }
 
-    /// Errors if no instance of a profile can be made: `mig_no_slice` where too few slices are free, `mig_start` where they do not lie right.
+    /// The same where these slices are not.
+    fn open_but(&self, profile: usize, taken: u64) -> impl Iterator<Item = Slices> {
+        let of = &self.can.profiles[profile];
+        let more = of.instances_max.is_none_or(|most| self.made[profile] < most);
+        of.places().filter(move |place| more && place.mask() & taken == 0)
+    }
+
+    /// Errors if no instance of a profile can be made: `reserved` where slices are kept for another request, `mig_no_slice` where too few are
+    /// free, `mig_start` where they do not lie right.
     pub fn has_room(&self, profile: usize) -> Result<(), Reason> {
         if self.open(profile).next().is_some() {
             return Ok(());
         }
+        if self.open_but(profile, self.taken).next().is_some() {
+            return Err(Reason::Reserved);
+        }
         let few = self.free_slices(profile) < u32::from(self.can.profiles[profile].size);
         Err(if few { Reason::MigNoSlice } else { Reason::MigStart })
+    }
+
+    /// Whether an instance of any profile can be made.
+    pub fn takes_any(&self) -> bool {
+        (0..self.can.profiles.len().min(PROFILES_MAX)).any(|profile| self.has_room(profile).is_ok())
     }
 
     /// The open place of a profile that costs least, of equals the first; absent if there is none.
@@ -270,6 +291,19 @@ mod tests {
         assert_eq!(board.has_room(0), Err(Reason::MigNoSlice));
         board.forget();
         assert_eq!(board, before);
+    }
+
+    #[test]
+    fn slices_that_are_kept_are_for_nobody_else_and_the_others_are() {
+        let mut board = Board::new(Arc::new(eight(&[("2g", 0)])));
+        board.keep(Slices { start: 0, size: 4 });
+        let room = |name: &str| board.has_room(board.profile(name).expect("a profile of the board")).map(|()| name.to_owned());
+        let best = |name: &str| board.best(board.profile(name)?).map(|made| made.slices.start);
+        assert_eq!((best("1g"), best("2g"), best("3g")), (Some(6), Some(4), Some(4)));
+        assert_eq!((room("4g"), room("7g")), (Err(Reason::MigNoSlice), Err(Reason::MigNoSlice)), "somebody has a part of it");
+        board.keep(Slices { start: 4, size: 4 });
+        let room = |name: &str| board.has_room(board.profile(name).expect("a profile of the board"));
+        assert_eq!((room("1g"), room("3g")), (Err(Reason::Reserved), Err(Reason::Reserved)));
     }
 
     #[test]

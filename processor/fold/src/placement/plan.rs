@@ -13,7 +13,7 @@ use super::answers::{Answers, Question};
 use super::ask::Ask;
 use super::cell::{Cell, Host};
 use super::mig::{self, Made};
-use super::policy::catalogue::Name;
+use super::policy::catalogue::Bidder;
 use super::policy::fleet::GPUS_PER_HOST_MAX;
 use super::policy::shape::Shape;
 
@@ -55,7 +55,7 @@ pub struct Part {
 pub struct Plan<'c, 'a> {
     cell: &'c mut Cell,
     ask: &'a Ask<'a>,
-    policy: Name,
+    bidder: Bidder,
     shapes: Vec<Shape>,
     /// The different questions of the bundles with their answers, and the one of each bundle.
     answers: Vec<(Question, Answers)>,
@@ -67,13 +67,13 @@ pub struct Plan<'c, 'a> {
 
 impl<'c, 'a> Plan<'c, 'a> {
     /// Nothing placed yet. The policy sits on the cell.
-    pub fn new(cell: &'c mut Cell, ask: &'a Ask<'a>, policy: Name, neighbours: &Neighbours<'_>) -> Self {
+    pub fn new(cell: &'c mut Cell, ask: &'a Ask<'a>, bidder: Bidder, neighbours: &Neighbours<'_>) -> Self {
         let shapes = ask.bundles().iter().map(|bundle| ask.asked_of(bundle).shape(cell.fleet())).collect();
         let shut = shut(cell.hosts(), ask, neighbours);
         let mut answers = Vec::<(Question, Answers)>::new();
         let mut of_bundle = Vec::new();
         for bundle in ask.bundles() {
-            let question = Question::new(policy, ask, bundle);
+            let question = Question::new(bidder, ask, bundle);
             let known = answers.iter().position(|(asked, _)| *asked == question);
             of_bundle.push(known.unwrap_or(answers.len()));
             if known.is_none() {
@@ -81,7 +81,7 @@ impl<'c, 'a> Plan<'c, 'a> {
                 answers.push((question, recalled.unwrap_or_else(|| Answers::none(cell))));
             }
         }
-        Self { cell, ask, policy, shapes, answers, of_bundle, shut, taken: Vec::new() }
+        Self { cell, ask, bidder, shapes, answers, of_bundle, shut, taken: Vec::new() }
     }
 
     /// The cell as it is after those that are placed.
@@ -97,7 +97,7 @@ impl<'c, 'a> Plan<'c, 'a> {
     /// What the hosts answer to a bundle, as the cell is now.
     pub fn answers(&mut self, bundle: usize) -> &Answers {
         let answers = &mut self.answers[self.of_bundle[bundle]].1;
-        answers.refresh(self.cell, self.ask, &self.ask.bundles()[bundle], &self.shapes[bundle], self.policy, &self.shut);
+        answers.refresh(self.cell, self.ask, &self.ask.bundles()[bundle], &self.shapes[bundle], self.bidder, &self.shut);
         answers
     }
 
@@ -141,14 +141,14 @@ impl<'c, 'a> Plan<'c, 'a> {
         if mig::making(&self.cell.hosts()[host].gpus, look, self.bundle(bundle)).is_some() {
             return None;
         }
-        let ((policy, fleet), shape) = (self.cell.seated(self.policy), &self.shapes[bundle]);
+        let ((policy, fleet), shape) = (self.cell.seated(self.bidder), &self.shapes[bundle]);
         let host = fleet.host(host);
         policy.parts(&host, shape, policy.bid(&host, shape).gpus)
     }
 
     /// What a key is worth, in millionths of the policy's unit; where MIG instances have to be made, less the legal places lost, in millionths.
     pub fn worth_micro(&self, key: i64) -> i64 {
-        mig::worth_micro(key).unwrap_or_else(|| key.saturating_mul(self.cell.seated(self.policy).0.micro_per_key()))
+        mig::worth_micro(key).unwrap_or_else(|| self.cell.seated(self.bidder).0.worth_micro(key))
     }
 
     /// Takes all members back and remembers what was answered.
@@ -157,7 +157,7 @@ impl<'c, 'a> Plan<'c, 'a> {
         if self.shut.is_empty() {
             self.answers.into_iter().for_each(|(question, answers)| self.cell.remember(question, answers));
         }
-        self.cell.leave(self.policy);
+        self.cell.leave(self.bidder);
     }
 
     /// The largest members first, of equals in their order.
@@ -219,7 +219,7 @@ impl<'c, 'a> Plan<'c, 'a> {
         let (bits, key, made) = match mig::making(gpus, self.answered(number).look(host), bundle) {
             Some(making) => (making.gpus, making.key, making.made),
             None => {
-                let (policy, fleet) = self.cell.seated(self.policy);
+                let (policy, fleet) = self.cell.seated(self.bidder);
                 let bid = policy.bid(&fleet.host(host), &self.shapes[number]);
                 (bid.gpus, bid.key, Vec::new())
             }

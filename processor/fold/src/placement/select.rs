@@ -114,8 +114,8 @@ pub fn choose(cell: &mut Cell, ask: &Ask<'_>, chooser: Chooser<'_>, neighbours: 
         return Choice::rejected(Reason::NoDevices, "the cell has no GPU".to_owned());
     }
     let (need, settings) = (&ask.bundles()[ask.members[0]], *cell.settings());
-    cell.seat(chooser, |host, gpu| telemetry_score(chooser.policy, host, gpu, need, &settings, neighbours));
-    let mut plan = Plan::new(cell, ask, chooser.policy, neighbours);
+    cell.seat(chooser, |host, gpu| telemetry_score(chooser.bidder.policy, host, gpu, need, &settings, neighbours));
+    let mut plan = Plan::new(cell, ask, chooser.bidder, neighbours);
     let choice = Choice { hosts_considered, ..carry_out(&mut plan, ask) };
     plan.end();
     choice
@@ -245,5 +245,6 @@ fn sum(parts: impl Iterator<Item = Option<ScoreParts>>) -> Option<ScoreParts> {
         fragmentation_milli: sum.fragmentation_milli + parts.fragmentation_milli,
         waste_milli: sum.waste_milli + parts.waste_milli,
         scarcity_milli: sum.scarcity_milli + parts.scarcity_milli,
+        power_mw: sum.power_mw.zip(parts.power_mw).map(|(sum, mw)| sum + mw),
     })
 }

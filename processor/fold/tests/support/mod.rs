@@ -238,7 +238,9 @@ fn announce(n: usize, sim: &mut Sim, log: &mut Log) {
     sim.event_sequence += 1;
     // Boards in odd slots know their limit, and come near it now and then.
     let limit_mk = |g: usize| (g % 2 == 1).then_some(366_150);
-    let gpus = sim.gpus.iter().map(|&g| Gpu { slowdown_temperature_mk: limit_mk(g), ..gpu(n, g) }).collect();
+    // What boards may draw changes with every announcement.
+    let power_limit_mw = [Some(300_000), None, Some(500_000)][(n + sim.revision as usize) % 3];
+    let gpus = sim.gpus.iter().map(|&g| Gpu { slowdown_temperature_mk: limit_mk(g), power_limit_mw, ..gpu(n, g) }).collect();
     log.push(Body::Inventory(Box::new(inventory(n, sim.epoch, sim.event_sequence, sim.revision, gpus))));
 }
 
@@ -410,7 +412,10 @@ fn operate(rng: &mut Rng, log: &mut Log, plan: Plan) {
             cooldown_s: rng.below(3) as u32 * 45,
             summary: None,
         }),
-        8 => Control::Placement { policy: ["hybrid", "best_fit", "random", "headroom"][rng.below(4) as usize].to_owned(), version: 1 },
+        8 => {
+            let policy = ["hybrid", "best_fit", "random", "headroom"][rng.below(4) as usize].to_owned();
+            Control::Placement { policy, version: 1, power_weight: rng.below(3) as u32 * 10 }
+        }
         10 => Control::Revoke { lease_id: format!("lease-test-{}", rng.below(9)) },
         9 => Control::Quota { tenant: tenant(rng.below(2)), gpu_milli_max: rng.chance(50).then(|| rng.below(6) * 1_000) },
         7 => Control::RemoveAlertRule { name: format!("rule_{}", rng.below(3)) },

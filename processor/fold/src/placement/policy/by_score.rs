@@ -4,6 +4,7 @@
 use super::host::Host;
 use super::shape::Shape;
 use super::{Bid, Policy};
+use crate::placement::score;
 
 /// By the scores that hosts carry.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +32,11 @@ impl Policy for ByScore {
         Bid { key: ((sum + count / 2) / count) as i64, gpus: best.iter().fold(0, |set, &(_, gpu)| set | 1 << gpu) }
     }
 
-    fn micro_per_key(&self) -> i64 {
-        1
+    fn worth_micro(&self, key: i64) -> i64 {
+        key
+    }
+
+    fn key_per_percent(&self) -> i64 {
+        score::MICRO as i64 / 100
     }
 }

@@ -8,6 +8,7 @@ use super::fit::{BestFit, FirstFit, WorstFit};
 use super::gpu_clustering::GpuClustering;
 use super::gpu_packing::GpuPacking;
 use super::hybrid::{self, Hybrid};
+use super::power::modified;
 use super::random::Random;
 use super::shape::Shape;
 use super::tables::Tables;
@@ -129,6 +130,11 @@ impl Name {
         }
     }
 
+    /// Whether its bids can be weighed against anything: lots cannot.
+    pub fn weighs(self) -> bool {
+        self != Self::Random
+    }
+
     /// Whether it goes by what telemetry says of GPUs.
     pub fn goes_by_telemetry(self) -> bool {
         !Self::BY_CAPACITY.contains(&self)
@@ -157,6 +163,27 @@ impl Name {
     }
 }
 
+/// Who bids: a policy, and how much power counts besides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bidder {
+    /// The policy.
+    pub policy: Name,
+    /// How many of 100 parts of a decision power has; the policy has the others.
+    pub power_weight: u32,
+}
+
+impl Bidder {
+    /// A policy to which power counts for nothing.
+    pub const fn alone(policy: Name) -> Self {
+        Self { policy, power_weight: 0 }
+    }
+
+    /// The policy with what counts besides.
+    pub fn made_of(self, parts: Parts<'_>) -> Box<dyn Policy + Send> {
+        modified(self.policy.policy(parts), self.power_weight)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,7 +193,8 @@ mod tests {
         let (typical, tables) = (Typical::default(), Tables::untaught(&[]));
         for name in Name::ALL {
             assert_eq!(Name::from_code(name.code()), Some(name));
-            assert_eq!(name.policy(Parts { typical: &typical, requests: &[], tables: &tables, seed: 0, turn: 0 }).name(), name.code());
+            let policy = name.policy(Parts { typical: &typical, requests: &[], tables: &tables, seed: 0, turn: 0 });
+            assert_eq!((policy.name(), policy.bids_last()), (name.code(), name.weighs()));
         }
     }
 }

@@ -47,7 +47,7 @@ impl Policy for Fgd {
 
     fn parts(&self, host: &Host<'_>, shape: &Shape, gpus: u64) -> Option<ScoreParts> {
         let fragmentation_milli = self.fragmentation.drop(host, shape, gpus) / self.fragmentation.weight();
-        Some(ScoreParts { fragmentation_milli, waste_milli: 0, scarcity_milli: 0 })
+        Some(ScoreParts { fragmentation_milli, waste_milli: 0, scarcity_milli: 0, power_mw: None })
     }
 
     fn bid(&self, host: &Host<'_>, shape: &Shape) -> Bid {

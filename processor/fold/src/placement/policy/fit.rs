@@ -66,6 +66,10 @@ impl Policy for WorstFit {
         };
         Bid { key: left_over(host, shape), gpus }
     }
+
+    fn key_per_percent(&self) -> i64 {
+        2 * CPU_MILLI_MAX / 100
+    }
 }
 
 /// What is left of a host afterwards, as parts of the largest host's: 1/256000 of CPU and GPU together.

@@ -84,6 +84,7 @@ struct Slot {
     end_gpu: usize,
     classes: Classes,
     open: u64,
+    host_mw: u32,
 }
 
 /// The hosts, in tie order, and what is left on them.
@@ -94,6 +95,8 @@ pub struct Fleet {
     left: Vec<i32>,
     /// As long as `left`, or empty where nobody measures.
     scores: Vec<u32>,
+    /// As long as `left`, or empty where nobody has said.
+    wakes_mw: Vec<Option<u32>>,
     idle_milli: i64,
 }
 
@@ -129,10 +132,11 @@ impl Fleet {
                 end_gpu: left.len(),
                 classes: [0; CLASSES],
                 open: u64::MAX,
+                host_mw: 0,
             });
         }
         let idle_milli = left.len() as i64 * i64::from(MILLI);
-        Ok(Self { models, slots, left, scores: Vec::new(), idle_milli })
+        Ok(Self { models, slots, left, scores: Vec::new(), wakes_mw: Vec::new(), idle_milli })
     }
 
     /// A fleet as it stands, in tie order. Of a host's GPUs the first [`GPUS_PER_HOST_MAX`] count; models beyond [`MODELS_MAX`] are taken
@@ -157,10 +161,11 @@ impl Fleet {
                 end_gpu: left.len(),
                 classes: host.classes,
                 open: u64::MAX,
+                host_mw: 0,
             });
         }
         let idle_milli = slots.iter().map(|slot| slot.idle_milli).sum();
-        Self { models, slots, left, scores: Vec::new(), idle_milli }
+        Self { models, slots, left, scores: Vec::new(), wakes_mw: Vec::new(), idle_milli }
     }
 
     /// Whether a host stands like this.
@@ -184,6 +189,18 @@ impl Fleet {
     /// Says what telemetry says of each GPU of every host, millionths; of no host = nobody measures.
     pub fn measure(&mut self, hosts: impl IntoIterator<Item = Vec<u32>>) {
         self.scores = hosts.into_iter().flat_map(|scores| scores.into_iter().take(GPUS_PER_HOST_MAX)).collect();
+    }
+
+    /// Says what each GPU of a host adds to what is drawn when it is woken, thousandths of a watt (absent = not known), and what the host adds
+    /// with the first of them. Comes back with whether that is news.
+    pub fn wakes(&mut self, index: usize, gpus_mw: impl IntoIterator<Item = Option<u32>>, host_mw: u32) -> bool {
+        self.wakes_mw.resize(self.left.len(), None);
+        let slot = &mut self.slots[index];
+        let mut is_news = std::mem::replace(&mut slot.host_mw, host_mw) != host_mw;
+        for (said, new) in self.wakes_mw[slot.first_gpu..slot.end_gpu].iter_mut().zip(gpus_mw) {
+            is_news |= std::mem::replace(said, new) != new;
+        }
+        is_news
     }
 
     /// Number of hosts.
@@ -210,6 +227,8 @@ impl Fleet {
             classes: &slot.classes,
             open: slot.open,
             scores: self.scores.get(slot.first_gpu..slot.end_gpu).unwrap_or_default(),
+            wakes_mw: self.wakes_mw.get(slot.first_gpu..slot.end_gpu).unwrap_or_default(),
+            host_mw: slot.host_mw,
         }
     }
 

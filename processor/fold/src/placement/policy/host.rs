@@ -25,6 +25,10 @@ pub struct Host<'a> {
     pub open: u64,
     /// What telemetry says of each GPU, millionths; empty where nobody measures.
     pub scores: &'a [u32],
+    /// What each GPU adds to what is drawn when it is woken, thousandths of a watt; absent = not known, empty where nobody has said.
+    pub wakes_mw: &'a [Option<u32>],
+    /// What the host adds with the first of them.
+    pub host_mw: u32,
 }
 
 /// How many requests of each class live on a host. Classes: shares, then by number of GPUs; the last takes all larger ones.
@@ -121,6 +125,7 @@ impl Host<'_> {
     pub fn is_like(&self, other: &Host<'_>) -> bool {
         (self.model, self.excluded, self.cpu_milli, self.memory_mib, self.gpus, self.classes, self.open, self.scores)
             == (other.model, other.excluded, other.cpu_milli, other.memory_mib, other.gpus, other.classes, other.open, other.scores)
+            && (self.wakes_mw, self.host_mw) == (other.wakes_mw, other.host_mw)
     }
 }
 
@@ -141,6 +146,8 @@ mod tests {
             classes: &[0; CLASSES],
             open: u64::MAX,
             scores: &[],
+            wakes_mw: &[],
+            host_mw: 0,
         };
         let mut shape = Shape { cpu_milli: 8_000, memory_mib: 1_024, gpus: 1, milli: 500, models: Models(1 << 3) };
         change(&mut shape);
@@ -180,6 +187,8 @@ mod tests {
             classes: &[0; CLASSES],
             open: 0b1110,
             scores: &[],
+            wakes_mw: &[],
+            host_mw: 0,
         };
         let share = Shape { cpu_milli: 0, memory_mib: 0, gpus: 1, milli: 500, models: Models::ANY };
         assert_eq!(host.tightest(&share), 0b0010);

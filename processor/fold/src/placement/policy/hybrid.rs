@@ -14,6 +14,9 @@ use super::tables::{CENTI, Tables, Waste};
 use super::typical::Typical;
 use super::{Bid, Policy};
 
+/// Amounts closer than this are equal to `hybrid@1`, thousandths of a GPU.
+pub const STEP_MILLI: i64 = 40;
+
 /// How much each part counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
@@ -30,7 +33,7 @@ pub struct Settings {
 impl Default for Settings {
     /// What `hybrid@1` is.
     fn default() -> Self {
-        Self { step_milli: 40, fragmentation_percent: 100, waste_percent: 100, free_share: 200 }
+        Self { step_milli: STEP_MILLI, fragmentation_percent: 100, waste_percent: 100, free_share: 200 }
     }
 }
 
@@ -93,6 +96,7 @@ impl Policy for Hybrid {
             fragmentation_milli: self.fragmentation.drop(host, shape, gpus) / self.fragmentation.weight(),
             waste_milli: self.counts_percent * self.waste.drop(host, shape, gpus) / (100 * CENTI),
             scarcity_milli: self.scarcity.cost_milli(host, shape, gpus),
+            power_mw: None,
         })
     }
 

@@ -128,6 +128,8 @@ mod tests {
                     classes: &[0; CLASSES],
                     open: u64::MAX,
                     scores: &[],
+                    wakes_mw: &[],
+                    host_mw: 0,
                 };
                 let shape = Shape { cpu_milli: 1_000, memory_mib: 0, gpus: 0, milli: 0, models: Models::ANY };
                 let loss = by_doubles(&typical, (cpu_milli - 1) * 1_000, &gpus) - by_doubles(&typical, cpu_milli * 1_000, &gpus);

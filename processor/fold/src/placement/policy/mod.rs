@@ -68,9 +68,14 @@ pub trait Policy {
         None
     }
 
-    /// How much one step of a key is, in millionths of the policy's unit.
-    fn micro_per_key(&self) -> i64 {
-        1_000_000
+    /// What a key is worth, in millionths of the policy's unit.
+    fn worth_micro(&self, key: i64) -> i64 {
+        key.saturating_mul(1_000_000)
+    }
+
+    /// How much of a key is a hundredth of the most that power can count.
+    fn key_per_percent(&self) -> i64 {
+        1
     }
 
     /// Whether a bid stays the same as long as the host stays the same, and depends on nothing else of the host but what is left.

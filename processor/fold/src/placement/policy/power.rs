@@ -3,14 +3,18 @@
 //! a host draws something on top while any of its GPUs is in use. CPUs are left out.
 //!
 //! The score is 100 where nothing is woken, and 0 where that adds as much as it possibly could in this fleet. The weight says
-//! how many of 100 parts of a decision it makes; the others are the policy's. What a policy's key is worth differs: 1 is a percent of
-//! `fgd`'s score, or 40 thousandths of a GPU in `hybrid`.
+//! how many of 100 parts of a decision it makes; the others are the policy's. What a policy's key is worth differs: a point of the score is
+//! worth a percent of `fgd`'s or `headroom`'s, or 40 thousandths of a GPU in `hybrid` and `tw`.
+//!
+//! In a living cell what waking adds is worked out from the limits that GPUs announce. Of a GPU that announces none it is taken for the most
+//! that any other adds: unknown is never free. Where none announces any, power does not count.
 //!
 //! Source: Lettich et al., "Power- and Fragmentation-aware Online Scheduling for GPU Datacenters", arXiv 2412.17484.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_schemas::out::ScoreParts;
+use plimsoll_schemas::validate::POWER_MAX_MW;
 
 use super::fleet::{Fleet, MILLI};
 use super::host::Host;
@@ -19,6 +23,8 @@ use super::{Bid, Policy};
 
 /// The score where nothing is woken, and all parts of a decision.
 const FULL: i64 = 100;
+/// A GPU on which nothing is placed is taken to draw an eighth of what its board may: in the published table it is a tenth to a fifth.
+const IDLE_PART: u32 = 8;
 
 /// What a GPU of a model draws, thousandths of a watt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -40,17 +46,21 @@ impl Draws {
         let active = gpus.iter().filter(|&&left| left < MILLI).count() as i64;
         active * self.active_mw + (gpus.len() as i64 - active) * self.idle_mw + if active > 0 { self.host_mw } else { 0 }
     }
+}
 
-    /// What taking these GPUs adds.
-    fn added(&self, host: &Host<'_>, gpus: u64) -> i64 {
-        let woken = host.gpus.iter().enumerate().filter(|&(gpu, &left)| gpus >> gpu & 1 == 1 && left == MILLI).count() as i64;
-        let wakes_host = woken > 0 && host.gpus.iter().all(|&left| left == MILLI);
-        woken * self.step() + if wakes_host { self.host_mw } else { 0 }
-    }
+/// What waking a GPU adds whose board may draw so much, thousandths of a watt; absent where such a limit cannot be.
+pub fn wakes_mw(limit_mw: u64) -> Option<u32> {
+    let known = u32::try_from(limit_mw).ok().filter(|limit| (1..=POWER_MAX_MW).contains(&u64::from(*limit)));
+    known.map(|limit| limit - limit / IDLE_PART)
+}
 
-    /// What waking one GPU adds.
-    fn step(&self) -> i64 {
-        (self.active_mw - self.idle_mw).max(0)
+/// Says of every host of a fleet what its model draws; one that nobody named draws nothing.
+pub fn announce(fleet: &mut Fleet, powers: &Powers) {
+    let within = |mw: i64| u32::try_from(mw.max(0)).unwrap_or(u32::MAX);
+    let of_models = of_models(fleet, powers);
+    for index in 0..fleet.len() {
+        let draws = of_models[usize::from(fleet.host(index).model)];
+        fleet.wakes(index, std::iter::repeat(Some(within(draws.active_mw - draws.idle_mw))), within(draws.host_mw));
     }
 }
 
@@ -62,33 +72,43 @@ fn of_models(fleet: &Fleet, powers: &Powers) -> Vec<Draws> {
 /// A policy that also looks at power.
 pub struct Powered {
     policy: Box<dyn Policy + Send>,
-    powers: Powers,
     weight_percent: i64,
-    draws: Vec<Draws>,
+    /// What waking a GPU of which nothing is known is taken to add: the most that any adds; 0 = nothing is known of any.
+    unknown_mw: u32,
+    /// What a GPU and its host add, where no other host has more of one and no less of the other.
+    pairs: Vec<(u32, u32)>,
 }
 
-/// The policy itself where power counts for nothing, otherwise one that also looks at it. A policy that draws lots gives no scores to
-/// weigh, and stays what it is.
-pub fn modified(policy: Box<dyn Policy + Send>, powers: &Powers, weight_percent: u32) -> Box<dyn Policy + Send> {
+/// The policy itself where power counts for nothing, otherwise one that also looks at it, as far as the fleet says what waking adds. A policy
+/// that draws lots gives no scores to weigh, and stays what it is.
+pub fn modified(policy: Box<dyn Policy + Send>, weight_percent: u32) -> Box<dyn Policy + Send> {
     if weight_percent == 0 || !policy.bids_last() {
         return policy;
     }
     let weight_percent = i64::from(weight_percent).min(FULL);
-    Box::new(Powered { policy, powers: powers.clone(), weight_percent, draws: Vec::new() })
+    Box::new(Powered { policy, weight_percent, unknown_mw: 0, pairs: Vec::new() })
 }
 
 impl Powered {
+    /// What taking these GPUs adds.
+    fn added_mw(&self, host: &Host<'_>, gpus: u64) -> i64 {
+        let wakes = |&(gpu, &left): &(usize, &i32)| gpus >> gpu & 1 == 1 && left == MILLI;
+        let mw = |gpu: usize| i64::from(host.wakes_mw.get(gpu).copied().flatten().unwrap_or(self.unknown_mw));
+        let mut woken = host.gpus.iter().enumerate().filter(wakes).peekable();
+        let wakes_host = woken.peek().is_some() && host.gpus.iter().all(|&left| left == MILLI);
+        woken.map(|(gpu, _)| mw(gpu)).sum::<i64>() + if wakes_host { i64::from(host.host_mw) } else { 0 }
+    }
+
     /// 100 where nothing is woken, 0 where most is.
     fn score(&self, host: &Host<'_>, shape: &Shape, gpus: u64) -> i64 {
-        let most = self.draws.iter().map(|draws| i64::from(shape.gpus) * draws.step() + draws.host_mw).max().unwrap_or(0);
-        let added = self.draws.get(usize::from(host.model)).map_or(0, |draws| draws.added(host, gpus));
-        FULL - FULL * added / most.max(1)
+        let most = self.pairs.iter().map(|&(gpu, host)| i64::from(shape.gpus) * i64::from(gpu) + i64::from(host)).max().unwrap_or(0);
+        FULL - FULL * self.added_mw(host, gpus) / most.max(1)
     }
 
     fn weighed(&self, host: &Host<'_>, shape: &Shape) -> Bid {
         let bid = self.policy.bid(host, shape);
-        let key = (FULL - self.weight_percent) * bid.key + self.weight_percent * self.score(host, shape, bid.gpus);
-        Bid { key, ..bid }
+        let power = self.policy.key_per_percent() * self.score(host, shape, bid.gpus);
+        Bid { key: (FULL - self.weight_percent) * bid.key + self.weight_percent * power, ..bid }
     }
 }
 
@@ -117,11 +137,15 @@ impl Policy for Powered {
     }
 
     fn parts(&self, host: &Host<'_>, shape: &Shape, gpus: u64) -> Option<ScoreParts> {
-        self.policy.parts(host, shape, gpus)
+        let parts = self.policy.parts(host, shape, gpus);
+        if self.pairs.is_empty() {
+            return parts;
+        }
+        Some(ScoreParts { power_mw: Some(self.added_mw(host, gpus).unsigned_abs()), ..parts.unwrap_or_default() })
     }
 
-    fn micro_per_key(&self) -> i64 {
-        (self.policy.micro_per_key() / FULL).max(1)
+    fn worth_micro(&self, key: i64) -> i64 {
+        self.policy.worth_micro(key) / FULL
     }
 
     fn rehearse(&mut self) {
@@ -129,7 +153,15 @@ impl Policy for Powered {
     }
 
     fn start(&mut self, fleet: &Fleet) {
-        self.draws = of_models(fleet, &self.powers);
+        let greatest = |host: &Host<'_>| host.wakes_mw.iter().copied().flatten().max();
+        let pairs: BTreeSet<(u32, u32)> = fleet.hosts().filter_map(|host| Some((greatest(&host)?, host.host_mw))).collect();
+        self.unknown_mw = pairs.last().map_or(0, |&(gpu, _)| gpu);
+        self.pairs.clear();
+        for &(gpu, host) in pairs.iter().rev() {
+            if self.pairs.last().is_none_or(|&(_, before)| host > before) {
+                self.pairs.push((gpu, host));
+            }
+        }
         self.policy.start(fleet);
     }
 
@@ -197,13 +229,15 @@ mod tests {
             gpus: 2,
             model: model.to_owned(),
         };
-        Fleet::new(models.into_iter().enumerate().map(spec).collect()).expect("valid")
+        let mut fleet = Fleet::new(models.into_iter().enumerate().map(spec).collect()).expect("valid");
+        announce(&mut fleet, &powers());
+        fleet
     }
 
     fn placer(fleet: Fleet, name: Name, weight_percent: u32) -> Placer {
         let (typical, tables) = (Typical::default(), Tables::untaught(&[]));
         let policy = name.policy(Parts { typical: &typical, requests: &[], tables: &tables, seed: 3, turn: 0 });
-        Placer::new(fleet, modified(policy, &powers(), weight_percent))
+        Placer::new(fleet, modified(policy, weight_percent))
     }
 
     const fn asked(gpus: u32, milli: i32) -> Shape {

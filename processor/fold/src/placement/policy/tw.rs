@@ -5,6 +5,7 @@ use plimsoll_schemas::out::ScoreParts;
 
 use super::fleet::{Fleet, GPUS_PER_HOST_MAX};
 use super::host::Host;
+use super::hybrid::STEP_MILLI;
 use super::scarcity::Scarcity;
 use super::shape::{Models, Shape};
 use super::tables::{CENTI, Tables, Waste};
@@ -42,7 +43,12 @@ impl Policy for Tw {
             fragmentation_milli: 0,
             waste_milli: self.waste.drop(host, shape, gpus) / CENTI,
             scarcity_milli: self.scarcity.cost_milli(host, shape, gpus),
+            power_mw: None,
         })
+    }
+
+    fn key_per_percent(&self) -> i64 {
+        STEP_MILLI * CENTI
     }
 
     fn bid(&self, host: &Host<'_>, shape: &Shape) -> Bid {
