@@ -3,6 +3,10 @@
 //! So what stands in OUT is always a prefix of what the fold produced, whoever wrote it: any number of replicas may run this at once, and
 //! only one of them gets each output in. A refusal or a time-out is never retried blindly: the stream's end is asked for, what stands there
 //! is compared byte for byte, and publishing goes on behind it. A standby does the same without publishing.
+//!
+//! Whoever folds something else, or is no replica, breaks this for a moment: where a foreign message takes the place of the first of several
+//! outputs under way, the others are stored behind it. So an output is known to stand only once all before it are, and those that were not
+//! known to stand are each compared, also after a restart.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -352,6 +356,26 @@ mod tests {
         assert_eq!(stage.run(), Err(Broken::WentBack { last: 1, held: 2 }));
         let mut chain = Chain::new(6);
         assert_eq!(chain.heard(0, Heard::Stored { out_seq: 7, sequence: 9 }), Err(Broken::Misplaced { out_seq: 7, sequence: 9 }));
+    }
+
+    #[test]
+    fn outputs_stored_behind_a_foreign_message_are_not_known_to_stand_and_the_message_is_found() {
+        let mut chain = Chain::new(0);
+        (1..=3).for_each(|n| chain.push(output(n)));
+        chain.set_active(true);
+        let Some(Do::AskEnd { attempt, .. }) = chain.due() else { panic!("the end comes first") };
+        chain.heard(attempt, Heard::End(0)).unwrap();
+        while chain.due().is_some() {}
+        // The first is refused, for the foreign message stands there; the others follow the number that they expect.
+        chain.heard(attempt, Heard::Failed).unwrap();
+        chain.heard(attempt, Heard::Stored { out_seq: 2, sequence: 2 }).unwrap();
+        chain.heard(attempt, Heard::Stored { out_seq: 3, sequence: 3 }).unwrap();
+        assert_eq!((chain.standing(), chain.len()), (0, 3));
+        let Some(Do::AskEnd { attempt, .. }) = chain.due() else { panic!("the end comes first") };
+        chain.heard(attempt, Heard::End(3)).unwrap();
+        assert_eq!(chain.due(), Some(Do::Read { attempt, output: output(1) }));
+        let foreign = Heard::Stands { out_seq: 1, subject: "out".to_owned(), payload: "foreign".into() };
+        assert!(matches!(chain.heard(attempt, foreign), Err(Broken::Differs { out_seq: 1, .. })));
     }
 
     #[test]

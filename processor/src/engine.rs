@@ -31,6 +31,7 @@ use crate::metrics::{Metrics, signed};
 use crate::repair;
 use crate::role::Seen;
 use crate::seal::Order;
+use crate::surplus::{Made, Surplus};
 use crate::tail::{Applied, Ask, Chunk, StatusReport, Subscribers};
 use crate::tick::Said;
 
@@ -105,6 +106,8 @@ pub struct Wires {
     pub acked: watch::Receiver<u64>,
     /// Whether this replica is the active one: it alone seals.
     pub active: watch::Receiver<bool>,
+    /// Whether OUT shows more than the log makes.
+    pub surplus: Surplus,
     /// Ticks seen and hashes to say go here.
     pub said: mpsc::Sender<Said>,
     /// Questions come from here.
@@ -218,6 +221,9 @@ impl Engine {
                     self.hurry.cancel();
                     return self.stop().await;
                 }
+            }
+            if let Some(last) = self.surplus() {
+                return self.give_way(last).await;
             }
             self.offer();
             self.commit_or_seal_if_due();
@@ -346,6 +352,20 @@ impl Engine {
         self.wires.metrics.out_queue.set(self.outbox.len() as i64);
     }
 
+    /// Where OUT ends, if that is more than the log makes: the active replica's to find out, so that one speaks of it.
+    fn surplus(&self) -> Option<u64> {
+        let made = Made { sequence: self.mark.position.sequence, out_seq: self.out_seq, standing: *self.wires.acked.borrow() };
+        self.wires.surplus.shown(made).filter(|_| *self.wires.active.borrow())
+    }
+
+    /// Commits what was folded, all of which stands, and ends: where to go on is decided on opening.
+    async fn give_way(self, last: u64) -> Result<(), Error> {
+        let (made, position) = (self.out_seq, self.mark.position);
+        self.hurry.cancel();
+        self.stop().await?;
+        Err(Error::OutSurplus { last, made, position })
+    }
+
     fn applied(&self) -> Applied {
         Applied { applied: self.mark.position, logged_at_ns: self.mark.logged_at.0, sealed: self.sealed }
     }
@@ -446,9 +466,9 @@ impl Engine {
         let forget = (self.prune.take(), self.wires.acked.borrow().saturating_sub(OUTPUTS_KEPT));
         let store = self.wires.store.clone();
         let stands = stands(self.wires.acked.clone(), commit.out_seq, self.hurry.clone(), self.wires.void.clone());
-        let write = move || {
+        let write = move |standing| {
             let rows = chunks.iter().flat_map(|chunk| &chunk.rows);
-            store.commit(&commit, &entries, rows, outputs.iter().map(|output| &**output))?;
+            store.commit_in_a_hurry(&commit, standing, &entries, rows, outputs.iter().map(|output| &**output))?;
             if let (Some(up_to), _) = forget {
                 store.prune_rows(up_to)?;
             }
@@ -458,8 +478,8 @@ impl Engine {
             Ok(())
         };
         let task = tokio::spawn(async move {
-            stands.await?;
-            let writing = tokio::task::spawn_blocking(write);
+            let standing = stands.await?;
+            let writing = tokio::task::spawn_blocking(move || write(standing));
             writing.await.unwrap_or_else(|error| Err(Error::PartEnded { part: "the commit", detail: error.to_string() }))
         });
         self.records_since_commit = 0;
@@ -561,10 +581,11 @@ impl Beats {
     }
 }
 
-/// Waits until OUT is right up to an output, or until it need not be. Errors where it never will be.
-async fn stands(mut acked: watch::Receiver<u64>, out_seq: u64, hurry: CancellationToken, void: CancellationToken) -> Result<(), Error> {
+/// Waits until OUT is right up to an output, or until it need not be; returns up to where it is. Errors where it never will be.
+async fn stands(acked: watch::Receiver<u64>, out_seq: u64, hurry: CancellationToken, void: CancellationToken) -> Result<u64, Error> {
+    let mut heard = acked.clone();
     let confirmed = async {
-        if acked.wait_for(|&acked| acked >= out_seq).await.is_err() {
+        if heard.wait_for(|&acked| acked >= out_seq).await.is_err() {
             // The publisher has ended: whoever ended it says what is to become of this.
             std::future::pending::<()>().await;
         }
@@ -572,8 +593,8 @@ async fn stands(mut acked: watch::Receiver<u64>, out_seq: u64, hurry: Cancellati
     tokio::select! {
         biased;
         () = void.cancelled() => Err(Error::PartEnded { part: "the commit", detail: "OUT holds something else".to_owned() }),
-        () = confirmed => Ok(()),
-        () = hurry.cancelled() => Ok(()),
+        () = confirmed => Ok(out_seq),
+        () = hurry.cancelled() => Ok(*acked.borrow()),
     }
 }
 

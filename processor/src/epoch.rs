@@ -1,5 +1,5 @@
 //! The log was replaced: recreated, restored from an old copy, or its sequences were given to other messages. Or it has lost records that OUT
-//! tells of and nobody has folded them to a commit: then OUT shows something else than the log makes. Nobody decides anything until one record
+//! tells of and nobody has folded them to a commit: then OUT shows something else than the log makes, or more. Nobody decides anything until one record
 //! of the new log says where everybody goes on.
 //!
 //! The record names a state (the last commit of the replica that wrote it, which stands in the archive as a checkpoint), how far the new
@@ -73,11 +73,26 @@ impl Bisect {
     }
 }
 
+/// What stands in OUT is no event: something else writes there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{out_seq} is {found}: {detail}")]
+pub struct NoEvent {
+    /// Under which number it stands.
+    pub out_seq: u64,
+    /// What stands.
+    pub found: String,
+    /// Why it is none.
+    pub detail: String,
+}
+
 /// What to say in the new log: go on from this state, behind `after`, with what stands in OUT. Errors with what stands there and is no event.
-pub fn proposal(state: &State, after: u64, out_seq: u64, standing: &[Output]) -> Result<NewEpoch, String> {
+pub fn proposal(state: &State, after: u64, out_seq: u64, standing: &[Output]) -> Result<NewEpoch, NoEvent> {
     let event = |output: &Output| {
-        serde_json::from_slice::<CloudEvent>(&output.bytes)
-            .map_err(|error| format!("{} is {}: {error}", output.out_seq, String::from_utf8_lossy(&output.bytes)))
+        serde_json::from_slice::<CloudEvent>(&output.bytes).map_err(|error| NoEvent {
+            out_seq: output.out_seq,
+            found: String::from_utf8_lossy(&output.bytes).into_owned(),
+            detail: error.to_string(),
+        })
     };
     let mut adopted = standing.iter().map(event).collect::<Result<Vec<_>, _>>()?;
     // An epoch of which only OUT tells any more has used its number as well.
@@ -159,7 +174,7 @@ async fn propose(config: &Config, streams: &Streams, restored: Restored, newest:
     let out_seq = last_of_out(streams).await?.max(known);
     let standing = standing(streams, restored.mark.position, known + 1..=out_seq).await?;
     let stream = || streams.out.cached_info().config.name.clone();
-    let strange = |detail| Error::StreamUnusable { stream: stream(), what: "reading an event", detail };
+    let strange = |strange: NoEvent| Error::StreamUnusable { stream: stream(), what: "reading an event", detail: strange.to_string() };
     let new = proposal(&restored.state, after, out_seq, &standing).map_err(strange)?;
     tracing::error!(epoch = new.epoch.0, base = %new.base, after, adopted = new.adopted.len(), "the log was replaced: everybody goes on from this state");
     let payload = serde_json::to_vec(&new).expect("an epoch is plain data");
@@ -202,7 +217,8 @@ async fn same_up_to(streams: &Streams, restored: &Restored) -> Result<u64, Error
     Ok(bisect.same_up_to().unwrap_or(0).max(first - 1))
 }
 
-async fn last_of_out(streams: &Streams) -> Result<u64, Error> {
+/// Where OUT ends.
+pub async fn last_of_out(streams: &Streams) -> Result<u64, Error> {
     let info = streams.out.get_info().await.map_err(|error| out_failed(streams, "asking for it", error.to_string()))?;
     Ok(info.state.last_sequence)
 }

@@ -164,6 +164,18 @@ pub enum Error {
         /// What it was known to hold.
         held: u64,
     },
+    /// OUT holds more than the log makes.
+    #[error(
+        "OUT ends at {last}, the log up to {position} makes {made} outputs: it has lost records that OUT tells of, or something else writes to OUT"
+    )]
+    OutSurplus {
+        /// Where OUT ends.
+        last: u64,
+        /// How many the log makes; all of them stand.
+        made: u64,
+        /// How far the log was folded.
+        position: Position,
+    },
     /// This replica folded the same records to another state than the active one.
     #[error(
         "this state differs from the active replica's: at {position} the hash is {own}, {replica} says {theirs}; \
@@ -325,6 +337,11 @@ impl Error {
         self
     }
 
+    /// The last output that the log makes, where OUT shows more.
+    pub fn surplus_over(&self) -> Option<u64> {
+        if let Self::OutSurplus { made, .. } = self { Some(*made) } else { None }
+    }
+
     /// Whether it passes once the broker is there and answers: nothing else is wrong.
     pub fn is_broker_away(&self) -> bool {
         matches!(self, Self::Connect { .. } | Self::Stream { .. })
@@ -332,6 +349,9 @@ impl Error {
 
     /// Whether the remedy is to close everything and to open it again from the last commit.
     pub fn heals_by_reopening(&self) -> bool {
-        matches!(self, Self::OutWentBack { .. } | Self::OutDiffers { .. } | Self::LogReplaced { .. } | Self::BehindEpoch { .. })
+        matches!(
+            self,
+            Self::OutWentBack { .. } | Self::OutDiffers { .. } | Self::OutSurplus { .. } | Self::LogReplaced { .. } | Self::BehindEpoch { .. }
+        )
     }
 }

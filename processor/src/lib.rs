@@ -1,7 +1,8 @@
 //! The processor of one cell: log → fold → store, outputs, tail and archive.
 //!
 //! Read in this order: what it is told ([`config`]) and shows ([`metrics`], [`health`]); what a replica decides without I/O: what it
-//! reads ([`follow`]), who is active ([`role`]), what is published ([`chain`]), whether they agree ([`checks`]); the two streams ([`streams`], [`log`], [`out`], [`tick`])
+//! reads ([`follow`]), who is active ([`role`]), what is published ([`chain`]), whether OUT shows more ([`surplus`]), whether they agree
+//! ([`checks`]); the two streams ([`streams`], [`log`], [`out`], [`tick`])
 //! and what agents are asked for ([`repair`]); the archive ([`seal`], [`tidy`]), the [`mod@checkpoint`]s and the [`tail`]; the loop that ties them ([`engine`]); [`run`] connects all of it.
 
 pub mod config;
@@ -11,6 +12,7 @@ pub mod health;
 pub mod follow;
 pub mod role;
 pub mod chain;
+pub mod surplus;
 pub mod checks;
 pub mod streams;
 pub mod log;
@@ -48,6 +50,7 @@ use plimsoll_store::Store;
 use restore::Restored;
 use seal::Sealer;
 use streams::Streams;
+use surplus::Surplus;
 use tail::{Ask, Tail};
 use tick::Ticker;
 
@@ -127,6 +130,7 @@ struct Opened {
     acked: watch::Receiver<u64>,
     ticker: Ticker,
     active: watch::Receiver<bool>,
+    surplus: Surplus,
     sealer: Sealer,
     checkpointer: Checkpointer,
     streams: Streams,
@@ -166,12 +170,18 @@ async fn open(config: &Config, health: Health, metrics: Metrics, cause: &mut Opt
     let mut checked = reader.check().await;
     let replaced = matches!(checked, Err(Error::LogReplaced { .. })) || epoch::is_behind(config, &streams, restored.mark.position).await?;
     let committed = restored.commit.as_ref().map_or(0, |commit| commit.out_seq);
-    let mut differs = cause.take().filter(|cause| !replaced && cause.differs_at().is_some());
+    let cause = cause.take().filter(|_| !replaced);
+    let surplus = match cause.as_ref().and_then(Error::surplus_over) {
+        Some(made) => epoch::last_of_out(&streams).await? > made,
+        None => false,
+    };
+    let mut differs = cause.filter(|cause| cause.differs_at().is_some());
     if let Some(error) = differs.take_if(|error| error.differs_at() <= Some(committed)) {
         return Err(error.refutes("the committed state"));
     }
-    if replaced || differs.is_some() {
-        let leads = Ticker::leads(&config.cell, &config.replica(), &streams).await?;
+    let leads = Ticker::leads(&config.cell, &config.replica(), &streams).await?;
+    // Whoever became active meanwhile finds out itself whether OUT shows more than the log makes.
+    if replaced || differs.is_some() || surplus && leads {
         restored = epoch::settle(config, &streams, restored, leads, differs).await?;
         reader = reader_at(restored.mark);
         checked = reader.check().await;
@@ -182,14 +192,15 @@ async fn open(config: &Config, health: Health, metrics: Metrics, cause: &mut Opt
     health.folded(mark.position.sequence);
     let out_seq = commit.as_ref().map_or(0, |commit| commit.out_seq);
     let (standing, outbox) = restore::outbox(&store, &streams, out_seq).await?;
-    let (ticker, active) = Ticker::open(config.cell.clone(), &config.replica(), streams.clone(), metrics.clone()).await?;
+    let surplus = Surplus::default();
+    let (ticker, active) = Ticker::open(config.cell.clone(), &config.replica(), streams.clone(), surplus.clone(), metrics.clone()).await?;
     let sealed = commit.as_ref().and_then(|commit| commit.sealed);
     let with = seal::With { streams: streams.clone(), store: store.clone(), health: health.clone(), metrics: metrics.clone() };
     let sealer = Sealer::open(&config.archive_url(), &config.cell, log_end, sealed, with).await?;
     let checkpointer = checkpointer(config, &store, &streams, active.clone(), &health, &metrics)?;
-    let (publisher, acked) = Publisher::new(streams.clone(), standing, active.clone(), health.clone(), metrics.clone());
+    let (publisher, acked) = Publisher::new(streams.clone(), standing, active.clone(), surplus.clone(), health.clone(), metrics.clone());
     let start = Start { state, mark, out_seq, outbox, sealed };
-    Ok(Opened { store, start, reader, publisher, acked, ticker, active, sealer, checkpointer, streams, health, metrics })
+    Ok(Opened { store, start, reader, publisher, acked, ticker, active, surplus, sealer, checkpointer, streams, health, metrics })
 }
 
 fn checkpointer(
@@ -223,7 +234,7 @@ fn connect(
     parts: &mut Parts,
     stop: &CancellationToken,
 ) {
-    let Opened { store, start, reader, publisher, acked, ticker, active, sealer, checkpointer, streams, health, metrics } = opened;
+    let Opened { store, start, reader, publisher, acked, ticker, active, surplus, sealer, checkpointer, streams, health, metrics } = opened;
     let (log_sender, log) = mpsc::channel(log::QUEUE_BATCHES);
     let (out, outputs) = mpsc::channel(out::QUEUE_OUTPUTS);
     let (seals, orders) = mpsc::channel(1);
@@ -250,8 +261,8 @@ fn connect(
     });
     let serving = tail::serve(tail, Tail::new(config.cell.clone(), store.clone(), asks_sender, metrics.clone()), parts.closing.clone());
     parts.start("the tail", async move { serving.await.map_err(|error| Error::PartEnded { part: "the tail", detail: error.to_string() }) });
-    let wires =
-        Wires { log, out, acked, active, said, asks, seals, repairs, store, health, metrics, replica: config.replica(), void: parts.void.clone() };
+    let (replica, void) = (config.replica(), parts.void.clone());
+    let wires = Wires { log, out, acked, active, surplus, said, asks, seals, repairs, store, health, metrics, replica, void };
     parts.start(LOOP, Engine::new(start, wires).run(config.commit_interval(), config.seal_interval(), stop.clone()));
 }
 

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::health::Health;
 use crate::metrics::{Metrics, signed};
 use crate::streams::{Streams, is_gone};
+use crate::surplus::Surplus;
 
 /// Outputs that may wait in the publisher's queue.
 pub const QUEUE_OUTPUTS: usize = 1_024;
@@ -37,18 +38,26 @@ pub struct Publisher {
     attempt: u64,
     active: watch::Receiver<bool>,
     acked: watch::Sender<u64>,
+    surplus: Surplus,
     health: Health,
     metrics: Metrics,
 }
 
 impl Publisher {
     /// A publisher that knows OUT to be right up to `standing`, and where to hear up to which output it is.
-    pub fn new(streams: Streams, standing: u64, active: watch::Receiver<bool>, health: Health, metrics: Metrics) -> (Self, watch::Receiver<u64>) {
+    pub fn new(
+        streams: Streams,
+        standing: u64,
+        active: watch::Receiver<bool>,
+        surplus: Surplus,
+        health: Health,
+        metrics: Metrics,
+    ) -> (Self, watch::Receiver<u64>) {
         let (acked, heard) = watch::channel(standing);
         health.out_reachable(true);
         let mut chain = Chain::new(standing);
         chain.set_active(*active.borrow());
-        (Self { streams, chain, running: FuturesOrdered::new(), attempt: 0, active, acked, health, metrics }, heard)
+        (Self { streams, chain, running: FuturesOrdered::new(), attempt: 0, active, acked, surplus, health, metrics }, heard)
     }
 
     /// Runs until the queue closes and, if this replica is active, everything in it stands in OUT; or until what stands there is wrong.
@@ -76,6 +85,9 @@ impl Publisher {
     }
 
     fn take(&mut self, attempt: u64, heard: Heard) -> Result<(), Error> {
+        if let Heard::End(last) = heard {
+            self.surplus.out_ends_at(last);
+        }
         match &heard {
             Heard::Failed | Heard::Gone => self.health.out_reachable(false),
             Heard::Stands { .. } => {

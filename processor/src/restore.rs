@@ -195,22 +195,27 @@ pub async fn borne_out(config: &Config, streams: &Streams, mut restored: Restore
     Ok(restored)
 }
 
-/// The number of the last output that both this state and OUT have, if OUT holds another one there. No two records make the same bytes: they
-/// carry the time at which the log took the record.
+/// The number of an output that this state has made, if OUT holds another one there. Of those that were known to stand the last one speaks for
+/// all: no two records make the same bytes, for they carry the time at which the log took the record. Of the others each is looked at: what was
+/// sent in one go may stand behind another's message that has taken the place of the first.
 async fn refuted(restored: &Restored, streams: &Streams) -> Result<Option<u64>, Error> {
     let Some(commit) = &restored.commit else { return Ok(None) };
     let stream = || streams.out.cached_info().config.name.clone();
     let info = streams.out.get_info().await;
     let last = info.map_err(|error| Error::Stream { stream: stream(), what: "asking for it", detail: error.to_string() })?.state.last_sequence;
-    let Some(made) = restored.store.outputs_from(last.min(commit.out_seq)).next().transpose()? else { return Ok(None) };
-    if made.out_seq > last {
-        return Ok(None);
+    for made in restored.store.outputs_from(last.min(restored.store.standing()?)) {
+        let made = made?;
+        if made.out_seq > last.min(commit.out_seq) {
+            break;
+        }
+        match streams.out.get_raw_message(made.out_seq).await {
+            Ok(found) if *found.subject != *made.subject || found.payload != made.bytes => return Ok(Some(made.out_seq)),
+            Ok(_) => {}
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {}
+            Err(error) => return Err(Error::Stream { stream: stream(), what: "comparing it", detail: error.to_string() }),
+        }
     }
-    match streams.out.get_raw_message(made.out_seq).await {
-        Ok(found) => Ok((*found.subject != *made.subject || found.payload != made.bytes).then_some(made.out_seq)),
-        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-        Err(error) => Err(Error::Stream { stream: stream(), what: "comparing it", detail: error.to_string() }),
-    }
+    Ok(None)
 }
 
 /// Puts our own store aside and begins without a state.
@@ -260,7 +265,7 @@ pub async fn outbox(store: &Store, streams: &Streams, out_seq: u64) -> Result<(u
     let stream = streams.out.cached_info().config.name.clone();
     let info = streams.out.get_info().await;
     let last = info.map_err(|error| Error::Stream { stream: stream.clone(), what: "reading it", detail: error.to_string() })?.state.last_sequence;
-    let (store, from) = (store.clone(), last.min(out_seq).max(1));
+    let (store, from) = (store.clone(), last.min(store.standing()?).max(1));
     let read = tokio::task::spawn_blocking(move || store.outputs_from(from).map(|output| output.map(Arc::new)).collect::<Result<VecDeque<_>, _>>());
     let kept = read.await.map_err(|error| Error::PartEnded { part: "reading the outputs", detail: error.to_string() })??;
     let first = kept.front().map_or(out_seq + 1, |output| output.out_seq);

@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::role::{Claim, Role, Seen};
 use crate::streams::Streams;
+use crate::surplus::Surplus;
 
 /// Things the loop may have to say at once: ticks seen and hashes.
 pub const QUEUE_SAID: usize = 64;
@@ -41,17 +42,24 @@ pub struct Ticker {
     role: Role,
     began: Instant,
     active: watch::Sender<bool>,
+    surplus: Surplus,
     metrics: Metrics,
 }
 
 impl Ticker {
     /// A ticker that has looked up who sent the newest tick, and where to hear whether this replica is active.
-    pub async fn open(cell: CellId, replica: &str, streams: Streams, metrics: Metrics) -> Result<(Self, watch::Receiver<bool>), Error> {
+    pub async fn open(
+        cell: CellId,
+        replica: &str,
+        streams: Streams,
+        surplus: Surplus,
+        metrics: Metrics,
+    ) -> Result<(Self, watch::Receiver<bool>), Error> {
         let failed = |detail| Error::Stream { stream: streams.log.cached_info().config.name.clone(), what: "reading the newest tick", detail };
         let newest = newest(&streams, &cell, "").await.map_err(failed)?;
         let role = Role::new(replica.to_owned(), newest, Duration::ZERO);
         let (active, heard) = watch::channel(role.is_active());
-        Ok((Self { cell, streams, role, began: Instant::now(), active, metrics }, heard))
+        Ok((Self { cell, streams, role, began: Instant::now(), active, surplus, metrics }, heard))
     }
 
     /// Whether `replica` was the active one, as far as the log says: it speaks first where the log was replaced.
@@ -105,9 +113,13 @@ impl Ticker {
         let payload = serde_json::to_vec(&tick).expect("a string and a number always serialise");
         let message = PublishMessage::build().payload(payload.into()).expected_last_subject_sequence(after);
         let subject = LogSubject::Tick.to_subject(&self.cell);
+        self.surplus.ticks();
         let published = async { self.streams.context.send_publish(subject, message).await?.await };
         match tokio::time::timeout(ANSWER_MAX, published).await {
-            Ok(Ok(ack)) => self.role.stands(ack.sequence, self.began.elapsed()),
+            Ok(Ok(ack)) => {
+                self.role.stands(ack.sequence, self.began.elapsed());
+                self.surplus.ticked(ack.sequence);
+            }
             Ok(Err(error)) if is_refusal(&error) => {
                 self.metrics.ticks_refused.inc();
                 let before = self.role.active().unwrap_or_default();

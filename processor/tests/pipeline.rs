@@ -16,6 +16,7 @@ use plimsoll_schemas::alert::{Limit, Rule, Severity, Signal};
 use plimsoll_schemas::control::Control;
 use plimsoll_schemas::id::{LogEpoch, Position};
 use plimsoll_schemas::request::{Bundle, Place, Request};
+use plimsoll_store::Store;
 
 fn place(number: u32) -> Request {
     Request::Place(Place {
@@ -240,6 +241,69 @@ async fn what_out_tells_of_and_the_log_has_lost_stands_and_nothing_is_decided_tw
         drop(feed);
         assert!(again.stop().await.success());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_out_shows_and_the_log_does_not_make_is_adopted_though_nothing_else_is_published() {
+    let Some(mut broker) = Broker::start().await else { return };
+    let (data, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut processor = Processor::start(&broker, data.path(), &["--commit-interval-s", "3600"]).await;
+    processor.ready().await;
+    broker.control(&Control::Enrol { hosts: vec![] }).await;
+    broker.inventory().await;
+    let feed = broker.feed(1);
+    broker.request(&place(0)).await;
+    broker.outputs_of("plimsoll.place.decided.v1", 1).await;
+    drop(feed);
+    broker.kill_and(|streams| copy_folder(&streams.join("PLIMSOLL_local_LOG"), copy.path())).await;
+    eventually("it is ready again", || async { processor.is_ready().await }).await;
+    broker.request(&place(1)).await;
+    broker.outputs_of("plimsoll.place.decided.v1", 2).await;
+    processor.kill();
+    let standing = broker.out_bytes().await;
+    broker.kill_and(|streams| put_back_log(streams, copy.path())).await;
+
+    let mut again = Processor::start(&broker, data.path(), &[]).await;
+    eventually("it begins a new epoch", || async { again.is_ready().await && again.epoch().await == Some(1) }).await;
+    assert!(again.said().contains("OUT ends at"), "{}", again.said());
+    assert_eq!(again.status().await["decision_seq"], 2, "the decision of which only OUT tells is known");
+    assert!(broker.out_bytes().await.starts_with(&standing), "what stood in OUT stands");
+    assert!(again.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_output_in_out_stops_the_processor_though_it_has_nothing_to_publish() {
+    let Some(broker) = Broker::start().await else { return };
+    let data = tempfile::tempdir().unwrap();
+    let mut processor = Processor::start(&broker, data.path(), &[]).await;
+    processor.ready().await;
+    broker.publish("plimsoll.local.out.device", b"not from the fold".to_vec()).await;
+    assert!(!processor.exited().await.success());
+    assert!(processor.said().contains("not from the fold"), "{}", processor.said());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_committed_before_out_confirmed_it_is_compared_with_all_that_stands() {
+    let Some(broker) = Broker::start().await else { return };
+    let data = tempfile::tempdir().unwrap();
+    let mut first = Processor::start(&broker, data.path(), &[]).await;
+    first.ready().await;
+    broker.control(&Control::Enrol { hosts: vec![] }).await;
+    broker.inventory().await;
+    broker.request(&place(0)).await;
+    broker.request(&place(1)).await;
+    broker.outputs_of("plimsoll.place.decided.v1", 2).await;
+    assert!(first.stop().await.success());
+    // Outputs that were sent in one go: another's message has taken the place of one, and the next ones stand behind it.
+    let store = Store::open(&data.path().join("state")).unwrap();
+    let commit = store.last_commit().unwrap().unwrap();
+    store.commit_in_a_hurry(&commit, commit.out_seq - 2, &[], [], []).unwrap();
+    drop(store);
+    broker.replace_output(commit.out_seq - 1, b"not from the fold").await;
+    let mut second = Processor::start(&broker, data.path(), &[]).await;
+    assert!(!second.exited().await.success());
+    assert!(second.said().contains("OUT holds another output than this state made"), "{}", second.said());
+    assert!(second.said().contains("not from the fold"), "{}", second.said());
 }
 
 #[tokio::test(flavor = "multi_thread")]

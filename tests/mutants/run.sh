@@ -10,10 +10,17 @@ copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 git clone --quiet --shared . "$copy"
 cd "$copy"
-# Builds everything at once, so that the crates share one set of features and nothing below them is built again.
+# One test of the agent and one of the query beside the simulation, so that what is below our crates is the same as in a whole build, and is not
+# built again. Our own crates are built under other names: the next build of the tree itself must not find those with a broken line.
+build() {
+    cargo test --workspace --locked --config profile.dev.package.plimsoll-schemas.debug=false --test sim --test sql --test publish "$@"
+}
+# Whether every seed passes. Anything else than seeds that fail is no answer.
 simulate() {
-    cargo test --workspace --locked --no-run --quiet 2>"$copy/build" || { cat "$copy/build"; exit 1; }
-    cargo test --workspace --locked --quiet -- whatever_breaks --nocapture >"$copy/said" 2>&1
+    build --no-run --quiet 2>"$copy/built" || { cat "$copy/built"; exit 1; }
+    build --quiet -- whatever_breaks --nocapture >"$copy/said" 2>&1 && return
+    grep -q 'seeds failed' "$copy/said" || { cat "$copy/said"; exit 1; }
+    return 1
 }
 
 simulate || { cat "$copy/said"; echo "the simulation fails with no line broken"; exit 1; }
@@ -25,7 +32,7 @@ for patch in tests/mutants/*.patch; do
         echo "$name: NOT NOTICED"
         unnoticed=1
     else
-        echo "$name: noticed: $(grep -m1 'seeds failed' "$copy/said" || tail -1 "$copy/said")"
+        echo "$name: noticed: $(grep -m1 'seeds failed' "$copy/said")"
         grep -A1 -m1 '^SEED=' "$copy/said" | cut -c1-240 | sed 's/^/    /'
     fi
     git apply --reverse "$patch"

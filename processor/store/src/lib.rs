@@ -33,6 +33,7 @@ const OUTPUTS: &str = "outputs";
 const COMMIT: &str = "commit";
 const COMMIT_KEY: &[u8] = b"commit";
 const PRUNED_KEY: &[u8] = b"pruned";
+const STANDING_KEY: &[u8] = b"standing";
 /// What a batch needs beside key and value, bytes.
 const ENTRY_BYTES: usize = 16;
 /// Marks of commits this many sequences old are forgotten.
@@ -117,6 +118,15 @@ impl Store {
         codec::commit(&bytes).map(Some).map_err(|error| error.at(&self.path))
     }
 
+    /// Up to which output OUT was known to be right at the last commit: most often up to its last one; 0 in a fresh database.
+    pub fn standing(&self) -> Result<u64, Error> {
+        let damaged = |bytes: Vec<u8>| Error::Damaged { path: self.path.clone(), detail: format!("what stands in OUT has {} bytes", bytes.len()) };
+        match self.kv.get(COMMIT, STANDING_KEY)? {
+            Some(bytes) => bytes.try_into().map(u64::from_be_bytes).map_err(damaged),
+            None => Ok(self.last_commit()?.map_or(0, |commit| commit.out_seq)),
+        }
+    }
+
     /// The last commit and every entry of the state at it; `None` in a fresh database.
     pub fn load(&self) -> Result<Option<(Commit, Vec<Entry>)>, Error> {
         let Some(commit) = self.last_commit()? else { return Ok(None) };
@@ -133,9 +143,22 @@ impl Store {
     }
 
     /// Writes one commit: state, rows, outputs and position stand together or not at all. No fsync: a tail lost in a power cut is folded again.
+    /// Every output so far is known to stand in OUT.
     pub fn commit<'a>(
         &self,
         commit: &Commit,
+        entries: &[Entry],
+        rows: impl IntoIterator<Item = &'a PlacedRow>,
+        outputs: impl IntoIterator<Item = &'a Output>,
+    ) -> Result<(), Error> {
+        self.commit_in_a_hurry(commit, commit.out_seq, entries, rows, outputs)
+    }
+
+    /// The same, where only the outputs up to `standing` are known to stand in OUT: the others have to be compared when this is opened again.
+    pub fn commit_in_a_hurry<'a>(
+        &self,
+        commit: &Commit,
+        standing: u64,
         entries: &[Entry],
         rows: impl IntoIterator<Item = &'a PlacedRow>,
         outputs: impl IntoIterator<Item = &'a Output>,
@@ -158,6 +181,11 @@ impl Store {
             batch.put(OUTPUTS, &key::output(output.out_seq), &codec::encode_output(output));
         }
         batch.put(COMMIT, COMMIT_KEY, &codec::encode_commit(commit));
+        if standing < commit.out_seq {
+            batch.put(COMMIT, STANDING_KEY, &standing.to_be_bytes());
+        } else {
+            batch.delete(COMMIT, STANDING_KEY);
+        }
         let Position { epoch, sequence } = commit.position;
         batch.put(COMMIT, &key::mark(commit.position), &commit.message_hash.to_be_bytes());
         let oldest = Position { epoch, sequence: sequence.saturating_sub(MARKS_KEPT) };

@@ -77,6 +77,20 @@ fn what_was_committed_is_there_after_reopening() {
 }
 
 #[test]
+fn a_commit_in_a_hurry_remembers_up_to_where_out_was_right_until_the_next_one() {
+    let folder = tempfile::tempdir().unwrap();
+    for store in [Store::open(folder.path()).unwrap(), Store::in_memory()] {
+        assert_eq!(store.standing().unwrap(), 0);
+        write(&store, 1..=3);
+        assert_eq!(store.standing().unwrap(), 3);
+        store.commit_in_a_hurry(&commit_at(9), 5, &[], [], []).unwrap();
+        assert_eq!((store.standing().unwrap(), store.last_commit().unwrap().map(|commit| commit.out_seq)), (5, Some(9)));
+        store.commit(&commit_at(11), &[], [], []).unwrap();
+        assert_eq!(store.standing().unwrap(), 11);
+    }
+}
+
+#[test]
 fn every_kind_of_row_reads_back_as_it_was() {
     let host: HostId = "gpu-1".parse().unwrap();
     let host_row = HostRow {

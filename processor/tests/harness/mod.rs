@@ -202,6 +202,24 @@ impl Broker {
         all
     }
 
+    /// Makes OUT anew with another message in the place of one output.
+    pub async fn replace_output(&self, number: u64, payload: &[u8]) {
+        let context = jetstream::new(self.client.clone());
+        let stream = context.get_stream(OUT).await.unwrap();
+        let info = stream.cached_info().clone();
+        let mut all = Vec::new();
+        for sequence in 1..=info.state.last_sequence {
+            let message = stream.get_raw_message(sequence).await.unwrap();
+            let payload = if sequence == number { payload.to_vec() } else { message.payload.to_vec() };
+            all.push((message.subject.to_string(), payload));
+        }
+        context.delete_stream(OUT).await.unwrap();
+        context.create_stream(info.config).await.unwrap();
+        for (subject, payload) in all {
+            self.publish(&subject, payload).await;
+        }
+    }
+
     /// How many outputs stand in OUT.
     pub async fn out_len(&self) -> u64 {
         jetstream::new(self.client.clone()).get_stream(OUT).await.unwrap().cached_info().state.last_sequence

@@ -51,8 +51,10 @@ pub enum Fault {
     TwoActive,
     /// A strange message stood in OUT.
     OutForeign,
-    /// OUT told of records that the log had lost and nobody had committed.
+    /// OUT told of records that the log had lost and nobody had committed: it showed something else than the log made.
     OutDiffered,
+    /// The same, and OUT showed more than the log made while nothing else was to be published.
+    OutSurplus,
 }
 
 impl Fault {
@@ -82,6 +84,7 @@ impl Fault {
         Self::TwoActive,
         Self::OutForeign,
         Self::OutDiffered,
+        Self::OutSurplus,
     ];
 }
 

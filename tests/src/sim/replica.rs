@@ -12,6 +12,7 @@ use plimsoll_processor::checks::{Checks, written};
 use plimsoll_processor::epoch::{Bisect, proposal, standing_output};
 use plimsoll_processor::follow::{Admitted, Arrived, Follow, Mark, Replaced, Shape};
 use plimsoll_processor::role::{Claim, Role, Seen};
+use plimsoll_processor::surplus::{Made, Surplus};
 use plimsoll_schemas::control::{Check, NewEpoch, Tick};
 use plimsoll_schemas::id::{CellId, Position};
 use plimsoll_schemas::out::Output;
@@ -53,6 +54,8 @@ pub struct Replica {
     pub paused_until: Duration,
     /// OUT has shown another output than the one made of this number, when the newest tick stood there.
     differs: Option<(u64, u64)>,
+    /// OUT has shown more than this last output that the log made.
+    surplus_over: Option<u64>,
 }
 
 /// What is in memory.
@@ -63,6 +66,7 @@ pub struct Process {
     follow: Follow,
     chain: Chain,
     role: Role,
+    surplus: Surplus,
     checks: Checks,
     /// Next sequence its consumer delivers, and how many it has delivered; absent = none was created.
     consumer: Option<(u64, u64)>,
@@ -104,7 +108,8 @@ pub enum Started {
 impl Replica {
     /// One that was never started.
     pub fn new(cell: CellId, name: String) -> Self {
-        Self { cell, name, disk: Store::in_memory(), lineage: Vec::new(), process: None, paused_until: Duration::ZERO, differs: None }
+        let disk = Store::in_memory();
+        Self { cell, name, disk, lineage: Vec::new(), process: None, paused_until: Duration::ZERO, differs: None, surplus_over: None }
     }
 
     /// Starts from what stands on its disk, else from the newest checkpoint. `patient` = where the log was replaced, another may speak first.
@@ -122,16 +127,16 @@ impl Replica {
         let said = newest.as_ref().map(|message| serde_json::from_slice::<NewEpoch>(&message.payload)).transpose()?;
         let said = said.filter(|new| new.epoch > mark.position.epoch);
         let differs = self.differs.take();
+        let surplus = self.surplus_over.take().is_some_and(|made| out.last() > made) && self.leads(log);
         let committed = self.disk.last_commit()?.map_or(0, |commit| commit.out_seq);
         if let Some(new) = said {
             self.begin(&new, log, out, archive)?;
             (state, mark) = self.restore()?;
             follow = Follow::new(self.cell.clone(), mark);
             ensure!(same_log(&mut follow, log).is_ok(), "{}: the log is another one although its epoch was begun", self.name);
-        } else if same_log(&mut follow, log).is_err() || differs.is_some() {
+        } else if same_log(&mut follow, log).is_err() || differs.is_some() || surplus {
             ensure!(differs.is_none_or(|(out_seq, _)| out_seq > committed), "{}: OUT differs at {differs:?}, {committed} are committed", self.name);
-            let tick = self.newest_tick(log);
-            let leads = tick.as_ref().is_none_or(|tick| tick.replica == self.name);
+            let (tick, leads) = (self.newest_tick(log), self.leads(log));
             if patient && !leads {
                 self.differs = differs;
                 return Ok(Started::Waiting);
@@ -146,13 +151,13 @@ impl Replica {
             archive.insert(mark.position, (self.disk.copy_in_memory(), self.lineage.clone()));
             let known = state.summary().out_seq;
             let standing = standing(out, mark.position, known + 1, u64::MAX);
-            let new = proposal(&state, self.same_up_to(mark, log)?, out.last().max(known), &standing).map_err(anyhow::Error::msg)?;
+            let new = proposal(&state, self.same_up_to(mark, log)?, out.last().max(known), &standing)?;
             let conditions = Conditions { last_on_subject: Some(newest.map_or(0, |message| message.sequence)), ..Conditions::default() };
             log.append(now.broker_ns, &subject, &serde_json::to_vec(&new)?, &conditions).map_err(|wrong| anyhow::anyhow!("{wrong:?}"))?;
             return Ok(Started::Spoke);
         }
         let out_seq = self.disk.last_commit()?.map_or(0, |commit| commit.out_seq);
-        let kept: Vec<_> = self.disk.outputs_from(out.last().min(out_seq).max(1)).collect::<Result<_, _>>()?;
+        let kept: Vec<_> = self.disk.outputs_from(out.last().min(self.disk.standing()?).max(1)).collect::<Result<_, _>>()?;
         let first = kept.first().map_or(out_seq + 1, |output| output.out_seq);
         ensure!(out.last() >= out_seq || first <= out.last() + 1, "{}: OUT ends at {}, kept from {first}", self.name, out.last());
         let mut chain = Chain::new(first - 1);
@@ -164,6 +169,7 @@ impl Replica {
             follow,
             chain,
             role,
+            surplus: Surplus::default(),
             checks: Checks::default(),
             consumer: None,
             inbox: VecDeque::new(),
@@ -179,7 +185,7 @@ impl Replica {
         Ok(Started::Running)
     }
 
-    /// A state whose last output is not what stands in OUT gives way to the newest checkpoint that OUT bears out, or to none.
+    /// A state that has made something else than what stands in OUT gives way to the newest checkpoint that OUT bears out, or to none.
     fn until_borne_out(&mut self, out: &Stream, archive: &Checkpoints) -> Result<()> {
         let mut below = None;
         while self.is_refuted(out)? {
@@ -194,16 +200,26 @@ impl Replica {
 
     fn is_refuted(&self, out: &Stream) -> Result<bool> {
         let Some(commit) = self.disk.last_commit()? else { return Ok(false) };
-        let Some(made) = self.disk.outputs_from(out.last().min(commit.out_seq)).next().transpose()? else { return Ok(false) };
-        if made.out_seq > out.last() {
-            return Ok(false);
+        for made in self.disk.outputs_from(out.last().min(self.disk.standing()?)) {
+            let made = made?;
+            if made.out_seq > out.last().min(commit.out_seq) {
+                break;
+            }
+            if out.get(made.out_seq).is_some_and(|found| found.subject != made.subject || found.payload != made.bytes) {
+                return Ok(true);
+            }
         }
-        Ok(out.get(made.out_seq).is_some_and(|found| found.subject != made.subject || found.payload != made.bytes))
+        Ok(false)
     }
 
     fn newest_tick(&self, log: &Stream) -> Option<Seen> {
         let message = log.last_on(&LogSubject::Tick.to_subject(&self.cell))?;
         Some(Seen { sequence: message.sequence, replica: read_tick(&message.payload)?.replica })
+    }
+
+    /// Whether it was the active one, as far as the log says.
+    fn leads(&self, log: &Stream) -> bool {
+        self.newest_tick(log).is_none_or(|tick| tick.replica == self.name)
     }
 
     fn restore(&self) -> Result<(State, Mark)> {
@@ -270,7 +286,8 @@ impl Replica {
         let entries = process.state.take_dirty();
         let (rows, outputs) = (std::mem::take(&mut process.rows), std::mem::take(&mut process.outputs));
         let causes = std::mem::take(&mut process.causes);
-        let written = self.disk.commit(&commit, &entries, &rows, outputs.iter().map(|output| &**output));
+        let standing = process.chain.standing();
+        let written = self.disk.commit_in_a_hurry(&commit, standing, &entries, &rows, outputs.iter().map(|output| &**output));
         if self.disk.last_commit().ok().flatten().is_some_and(|found| found.position == commit.position) {
             self.lineage.extend(causes);
         }
@@ -282,6 +299,13 @@ impl Replica {
     /// OUT has shown something else than this made: what was folded since the last commit is void.
     pub fn differs(&mut self, out_seq: u64, log: &Stream) {
         self.differs = Some((out_seq, self.newest_tick(log).map_or(0, |tick| tick.sequence)));
+        self.crash();
+    }
+
+    /// OUT has shown more than the log makes: everything made stands and is committed, and it is decided anew where to go on.
+    pub fn give_way(&mut self) {
+        self.surplus_over = self.process.as_ref().map(Process::out_seq);
+        self.commit();
         self.crash();
     }
 
@@ -394,13 +418,18 @@ impl Process {
 
     /// The tick to send now.
     pub fn tick_due(&mut self, now: Duration) -> Option<Claim> {
-        self.role.due(now)
+        let claim = self.role.due(now)?;
+        self.surplus.ticks();
+        Some(claim)
     }
 
     /// What became of the tick: `Ok(Some)` = it stands there, `Err(newest)` = refused, `Ok(None)` = nobody knows.
     pub fn tick_answered(&mut self, answer: Result<Option<u64>, Option<Seen>>, now: Duration) {
         match answer {
-            Ok(Some(sequence)) => self.role.stands(sequence, now),
+            Ok(Some(sequence)) => {
+                self.role.stands(sequence, now);
+                self.surplus.ticked(sequence);
+            }
             Ok(None) => self.role.unanswered(),
             Err(newest) => self.role.refused(newest, now),
         }
@@ -434,12 +463,21 @@ impl Process {
     /// The next answer arrives; an error says why this cannot go on.
     pub fn answer(&mut self) -> Result<(), Broken> {
         let Some((attempt, heard)) = self.answers.pop_front() else { return Ok(()) };
+        if let Heard::End(last) = heard {
+            self.surplus.out_ends_at(last);
+        }
         self.chain.heard(attempt, heard)
     }
 
     /// Looks again where OUT ends.
     pub fn look(&mut self) {
         self.chain.look();
+    }
+
+    /// Whether OUT shows more than the log makes.
+    pub fn shows_surplus(&self) -> bool {
+        let made = Made { sequence: self.folded(), out_seq: self.out_seq, standing: self.chain.standing() };
+        self.surplus.shown(made).is_some() && self.is_active()
     }
 
     /// Whether this replica publishes.

@@ -24,6 +24,12 @@ fn seeds() -> Result<std::ops::Range<u64>> {
     Ok(from.parse()?..to.parse()?)
 }
 
+/// A check of the code's own that failed fails the seed, which has to be said.
+fn panicked(panic: &(dyn std::any::Any + Send)) -> anyhow::Error {
+    let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    anyhow::anyhow!("panicked: {}", said.unwrap_or("without a word"))
+}
+
 #[test]
 fn whatever_breaks_nothing_is_lost_doubled_or_decided_twice() -> Result<()> {
     let seeds = seeds()?;
@@ -35,7 +41,7 @@ fn whatever_breaks_nothing_is_lost_doubled_or_decided_twice() -> Result<()> {
             if seed >= seeds.end {
                 return;
             }
-            match run(seed) {
+            match std::panic::catch_unwind(|| run(seed)).unwrap_or_else(|panic| Err(panicked(&*panic).context(format!("seed {seed}")))) {
                 Ok(report) => {
                     fired.lock().unwrap_or_else(PoisonError::into_inner).add(&report.fired);
                     records.fetch_add(report.records, Ordering::Relaxed);
