@@ -152,8 +152,8 @@ fn a_board_with_mig_mode_on_is_no_free_gpu_and_no_work_is_split_over_it() {
 #[test]
 fn a_board_is_neither_free_nor_leased_as_a_whole_however_it_is_cut_and_again_once_it_is_not() {
     let counts = |fleet: &Fleet| {
-        let windows = fleet.effects.rows.iter().filter_map(|row| if let Row::HostWindow(window) = &row.row { Some(window) } else { None });
-        let last = windows.last().expect("a minute has closed");
+        let mut windows = fleet.effects.rows.iter().filter_map(|row| if let Row::HostWindow(window) = &row.row { Some(window) } else { None });
+        let last = windows.next_back().expect("a minute has closed");
         (last.gpus_total, last.gpus_up, last.gpus_free_min, last.gpus_free_max, last.gpus_alloc_max)
     };
     let free_ms = |fleet: &Fleet, slot: usize| {
