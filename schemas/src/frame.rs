@@ -224,17 +224,17 @@ impl Frame {
         if bytes.len() > BYTES_MAX {
             return Err(FrameError::new(Reason::PayloadTooLarge, format!("{} bytes, at most {BYTES_MAX}", bytes.len())));
         }
-        match limits::version(bytes)? {
+        match read::version(bytes)? {
             Some(version) if version == u64::from(VERSION) => {}
             Some(other) => return Err(FrameError::new(Reason::UnsupportedVersion, format!("frame version {other}, this build reads {VERSION}"))),
             None => return Err(FrameError::new(Reason::UnsupportedVersion, format!("no frame version, this build reads {VERSION}"))),
         }
-        limits::check(bytes)?;
-        let wire = WireFrame::decode(bytes).map_err(|error| FrameError::new(Reason::Undecodable, error.to_string()))?;
-        Self::from_wire(wire)
+        let (wire, columns) = read::parts(bytes)?;
+        Self::from_parts(wire, &columns)
     }
 
-    fn from_wire(wire: WireFrame) -> Result<Self, FrameError> {
+    /// Of the wire form, whose columns are still bytes.
+    fn from_parts(wire: WireFrame, columns: &[&[u8]]) -> Result<Self, FrameError> {
         let inconsistent = |detail: String| FrameError::new(Reason::Inconsistent, detail);
         let host: HostId = wire.host.parse().map_err(|error: crate::id::IdError| FrameError::new(Reason::IdMalformed, error.to_string()))?;
         let boot_id = match wire.boot_id.len() {
@@ -278,16 +278,14 @@ impl Frame {
             .collect::<Result<Vec<_>, FrameError>>()?;
         let mut samples = vec![Sample::default(); rows];
         let mut seen = [false; Field::COUNT];
-        for column in &wire.columns {
-            let Some(field) = Field::from_number(column.field) else { continue };
-            if column.values.len() != rows {
-                return Err(inconsistent(format!("{} has {} values for {rows} rows", field.name(), column.values.len())));
+        for column in columns {
+            let set = |row: usize, field, value| samples.get_mut(row).into_iter().for_each(|sample: &mut Sample| sample.set_wire(field, value));
+            let Some((field, values)) = read::column(column, set)? else { continue };
+            if values != rows {
+                return Err(inconsistent(format!("{} has {values} values for {rows} rows", field.name())));
             }
             if std::mem::replace(&mut seen[field.index()], true) {
                 return Err(inconsistent(format!("column {} twice", field.name())));
-            }
-            for (sample, &value) in samples.iter_mut().zip(&column.values) {
-                sample.set_wire(field, value);
             }
         }
         let mut rejected = Vec::with_capacity(wire.rejected.len());
@@ -329,11 +327,14 @@ pub fn cut(text: &str, bytes: usize) -> &str {
     &text[..text.floor_char_boundary(bytes)]
 }
 
-/// Walks the bytes once without allocating and refuses what would make the decoder allocate beyond the limits.
-mod limits {
+/// Reads the parts of the wire form. Nothing is allocated beyond the limits, and columns are not copied: they stay bytes until it is known how many
+/// rows there are.
+mod read {
+    use prost::Message;
     use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+    use smallvec::SmallVec;
 
-    use super::{COLUMNS_MAX, FrameError, GPUS_MAX, RAW_BYTES_MAX, REJECTED_MAX, ROWS_MAX, Reason, TICKS_MAX};
+    use super::{COLUMNS_MAX, Field, FrameError, GPUS_MAX, RAW_BYTES_MAX, REJECTED_MAX, ROWS_MAX, Reason, TICKS_MAX, WireColumn, WireFrame};
     use crate::id::TOKEN_BYTES_MAX;
 
     /// Longest varint, bytes.
@@ -356,48 +357,80 @@ mod limits {
         FrameError::new(Reason::Undecodable, error.to_string())
     }
 
-    /// Refuses counts and lengths beyond the limits.
-    pub(super) fn check(mut bytes: &[u8]) -> Result<(), FrameError> {
-        let (mut columns, mut rejected) = (0, 0);
+    /// Everything but the columns, and the bytes of each column. Refuses counts and lengths beyond the limits.
+    pub(super) fn parts(mut bytes: &[u8]) -> Result<(WireFrame, SmallVec<[&[u8]; Field::COUNT]>), FrameError> {
+        let (mut wire, mut columns) = (WireFrame::default(), SmallVec::new());
         // Packed arrays may legally come in pieces, so lengths add up per tag.
         let mut packed = [0usize; 16];
         while !bytes.is_empty() {
             let (tag, wire_type) = decode_key(&mut bytes).map_err(undecodable)?;
-            if wire_type != WireType::LengthDelimited {
-                if let Some(length) = packed.get_mut(tag as usize) {
-                    *length += 1;
-                    limit_packed(tag, *length)?;
+            if wire_type == WireType::LengthDelimited {
+                let (body, rest) = split(tag, bytes)?;
+                let length = body.len();
+                match tag {
+                    2 => limit("host", "bytes", length, TOKEN_BYTES_MAX)?,
+                    5 => limit("boot_id", "bytes", length, 16)?,
+                    9 | 11 | 12 => {
+                        packed[tag as usize] += count_varints(body);
+                        limit_packed(tag, packed[tag as usize])?;
+                    }
+                    13 => {
+                        limit("columns", "columns", columns.len() + 1, COLUMNS_MAX)?;
+                        limit("column", "bytes", length, ROWS_MAX * VARINT_BYTES_MAX + 32)?;
+                        columns.push(body);
+                        bytes = rest;
+                        continue;
+                    }
+                    14 => {
+                        limit("rejected", "entries", wire.rejected.len() + 1, REJECTED_MAX)?;
+                        limit("rejected", "bytes", length, RAW_BYTES_MAX + 32)?;
+                    }
+                    _ => {}
                 }
-                skip_field(wire_type, tag, &mut bytes, DecodeContext::default()).map_err(undecodable)?;
-                continue;
+            } else if let Some(length) = packed.get_mut(tag as usize) {
+                *length += 1;
+                limit_packed(tag, *length)?;
             }
-            let length = decode_varint(&mut bytes).map_err(undecodable)? as usize;
-            let Some((body, rest)) = bytes.split_at_checked(length) else {
-                return Err(FrameError::new(Reason::Undecodable, format!("field {tag} says {length} bytes, {} are left", bytes.len())));
-            };
-            match tag {
-                2 => limit("host", "bytes", length, TOKEN_BYTES_MAX)?,
-                5 => limit("boot_id", "bytes", length, 16)?,
-                9 | 11 | 12 => {
-                    packed[tag as usize] += count_varints(body);
-                    limit_packed(tag, packed[tag as usize])?;
-                }
-                13 => {
-                    columns += 1;
-                    limit("columns", "columns", columns, COLUMNS_MAX)?;
-                    limit("column", "bytes", length, ROWS_MAX * VARINT_BYTES_MAX + 32)?;
-                    limit("column", "values", count_varints(body), ROWS_MAX + 32)?;
-                }
-                14 => {
-                    rejected += 1;
-                    limit("rejected", "entries", rejected, REJECTED_MAX)?;
-                    limit("rejected", "bytes", length, RAW_BYTES_MAX + 32)?;
-                }
-                _ => {}
-            }
-            bytes = rest;
+            wire.merge_field(tag, wire_type, &mut bytes, DecodeContext::default()).map_err(undecodable)?;
         }
-        Ok(())
+        Ok((wire, columns))
+    }
+
+    /// Hands on the values of a column in order, each with its row; returns the field and how many there are, and nothing if this build does not
+    /// know the field.
+    pub(super) fn column(body: &[u8], mut set: impl FnMut(usize, Field, u64)) -> Result<Option<(Field, usize)>, FrameError> {
+        let Some((field, mut values)) = as_written(body) else {
+            limit("column", "values", count_varints(body), ROWS_MAX + 32)?;
+            let column = WireColumn::decode(body).map_err(undecodable)?;
+            let Some(field) = Field::from_number(column.field) else { return Ok(None) };
+            column.values.iter().enumerate().for_each(|(row, &value)| set(row, field, value));
+            return Ok(Some((field, column.values.len())));
+        };
+        let Some(field) = Field::from_number(field) else { return Ok(None) };
+        let mut row = 0;
+        while !values.is_empty() {
+            set(row, field, decode_varint(&mut values).map_err(undecodable)?);
+            row += 1;
+        }
+        Ok(Some((field, row)))
+    }
+
+    /// The number of the field and the packed values of a column that is laid out as encoders write it: one of each, in this order.
+    fn as_written(mut body: &[u8]) -> Option<(u32, &[u8])> {
+        body = body.strip_prefix(&[1 << 3 | WireType::Varint as u8])?;
+        let field = u32::try_from(decode_varint(&mut body).ok()?).ok()?;
+        body = body.strip_prefix(&[2 << 3 | WireType::LengthDelimited as u8])?;
+        let length = decode_varint(&mut body).ok()?;
+        (body.len() as u64 == length).then_some((field, body))
+    }
+
+    /// The body of a length-delimited field, and what follows it.
+    fn split(tag: u32, mut bytes: &[u8]) -> Result<(&[u8], &[u8]), FrameError> {
+        let length = decode_varint(&mut bytes).map_err(undecodable)?;
+        usize::try_from(length)
+            .ok()
+            .and_then(|length| bytes.split_at_checked(length))
+            .ok_or_else(|| FrameError::new(Reason::Undecodable, format!("field {tag} says {length} bytes, {} are left", bytes.len())))
     }
 
     fn limit_packed(tag: u32, count: usize) -> Result<(), FrameError> {

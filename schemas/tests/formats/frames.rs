@@ -131,7 +131,7 @@ fn what_is_beyond_a_limit_is_refused_by_name() {
     too_large(|w| w.tick_offset_ns = vec![0; TICKS_MAX + 1], "tick_offset_ns: 601 ticks, at most 600");
     too_large(|w| w.held_ms = vec![0; TICKS_MAX + 1], "held_ms: 601 ticks, at most 600");
     too_large(|w| w.columns = vec![WireColumn::default(); COLUMNS_MAX + 1], "columns: 65 columns, at most 64");
-    too_large(|w| w.columns[0].values = vec![0; ROWS_MAX + 33], "column: 16421 values, at most 16416");
+    too_large(|w| w.columns[0].values = vec![u64::MAX; ROWS_MAX + 4], "column: 163886 bytes, at most 163872");
     too_large(|w| w.rejected = vec![WireRejected::default(); REJECTED_MAX + 1], "rejected: 1025 entries, at most 1024");
     too_large(|w| w.rejected[0].raw = "x".repeat(200), "rejected: 209 bytes, at most 96");
     too_large(
@@ -214,6 +214,35 @@ fn arrays_that_are_not_packed_are_read_all_the_same() {
     // Zigzag: 1 on the wire is -1.
     assert_eq!(frame.ticks, [Tick { sampled_at: EventTime(99), held_ms: 500 }]);
     assert_eq!((frame.sample(0, 0).util_percent(), frame.sample(0, 1).util_percent()), (None, Some(42)));
+}
+
+#[test]
+fn a_column_reads_the_same_however_its_parts_are_laid_out() {
+    let (header, slots) = (header(), [7, 8]);
+    let laid_out = |parts: &[&[u8]]| {
+        let mut bytes = header.clone();
+        length_delimited(9, &slots, 2, &mut bytes);
+        length_delimited(11, &[0], 1, &mut bytes);
+        length_delimited(12, &[1], 1, &mut bytes);
+        let column = parts.concat();
+        length_delimited(13, &column, column.len() as u64, &mut bytes);
+        let frame = Frame::decode(&bytes).map_err(|error| error.detail)?;
+        Ok::<_, String>((frame.sample(0, 0).util_percent(), frame.sample(0, 1).util_percent()))
+    };
+    let (field, unknown): (&[u8], &[u8]) = (&[8, 1], &[0x1a, 1, 9]);
+    for parts in [
+        [field, &[0x12, 2, 43, 0]].as_slice(),
+        &[&[0x12, 2, 43, 0], field],
+        &[field, &[0x12, 1, 43, 0x12, 1, 0]],
+        &[field, unknown, &[0x10, 43, 0x12, 1, 0]],
+    ] {
+        assert_eq!(laid_out(parts), Ok((Some(42), None)), "{parts:?}");
+    }
+    assert_eq!(laid_out(&[field, &[0x12, 2, 43]]).expect_err("cut"), "failed to decode Protobuf message: WireColumn.values: buffer underflow");
+    assert_eq!(
+        laid_out(&[field, &[0x12, 2, 43, 0xff]]).expect_err("a varint that does not end"),
+        "failed to decode Protobuf message: invalid varint"
+    );
 }
 
 #[test]

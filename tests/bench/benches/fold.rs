@@ -17,7 +17,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const HOSTS: usize = 1_000;
 const GPUS: usize = 8;
-const SECONDS: i64 = 250;
+const SECONDS: i64 = 400;
 /// Seconds between two commits, and between two lines of the table: 100,000 records, after which the processor commits.
 const COMMIT_S: i64 = 100;
 /// Seconds that count as the steady state, from the end.
