@@ -22,6 +22,8 @@ use crate::{frame, inventory};
 
 /// How long anything may take.
 pub const PATIENCE: Duration = Duration::from_secs(300);
+/// How often metrics are looked at: each look takes some of the time that is measured.
+const LOOK: Duration = Duration::from_millis(20);
 /// GPUs of a host.
 pub const GPUS: usize = 8;
 
@@ -105,7 +107,7 @@ impl Processor {
         let reached = timeout(PATIENCE, async {
             while self.metric(name).await.is_none_or(|value| value < least) {
                 ensure!(!self.thread.is_finished(), "the processor has ended before {name} was {least}");
-                sleep(Duration::from_millis(5)).await;
+                sleep(LOOK).await;
             }
             Ok(())
         });
