@@ -279,7 +279,11 @@ impl Frame {
         let mut samples = vec![Sample::default(); rows];
         let mut seen = [false; Field::COUNT];
         for column in columns {
-            let set = |row: usize, field, value| samples.get_mut(row).into_iter().for_each(|sample: &mut Sample| sample.set_wire(field, value));
+            let set = |row: usize, field, value| {
+                if let Some(sample) = samples.get_mut(row) {
+                    sample.set_wire(field, value);
+                }
+            };
             let Some((field, values)) = read::column(column, set)? else { continue };
             if values != rows {
                 return Err(inconsistent(format!("{} has {values} values for {rows} rows", field.name())));
@@ -357,9 +361,12 @@ mod read {
         FrameError::new(Reason::Undecodable, error.to_string())
     }
 
-    /// Everything but the columns, and the bytes of each column. Refuses counts and lengths beyond the limits.
-    pub(super) fn parts(mut bytes: &[u8]) -> Result<(WireFrame, SmallVec<[&[u8]; Field::COUNT]>), FrameError> {
-        let (mut wire, mut columns) = (WireFrame::default(), SmallVec::new());
+    /// The bytes of each column.
+    type Columns<'a> = SmallVec<[&'a [u8]; Field::COUNT]>;
+
+    /// Everything but the columns, and those as bytes. Refuses counts and lengths beyond the limits.
+    pub(super) fn parts(mut bytes: &[u8]) -> Result<(WireFrame, Columns<'_>), FrameError> {
+        let (mut wire, mut columns) = (WireFrame::default(), Columns::new());
         // Packed arrays may legally come in pieces, so lengths add up per tag.
         let mut packed = [0usize; 16];
         while !bytes.is_empty() {
