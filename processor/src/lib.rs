@@ -179,9 +179,9 @@ async fn open(config: &Config, health: Health, metrics: Metrics, cause: &mut Opt
     if let Some(error) = differs.take_if(|error| error.differs_at() <= Some(committed)) {
         return Err(error.refutes("the committed state"));
     }
-    let leads = Ticker::leads(&config.cell, &config.replica(), &streams).await?;
+    let leads = (replaced || differs.is_some() || surplus) && Ticker::leads(&config.cell, &config.replica(), &streams).await?;
     // Whoever became active meanwhile finds out itself whether OUT shows more than the log makes.
-    if replaced || differs.is_some() || surplus && leads {
+    if replaced || differs.is_some() || leads {
         restored = epoch::settle(config, &streams, restored, leads, differs).await?;
         reader = reader_at(restored.mark);
         checked = reader.check().await;

@@ -34,10 +34,7 @@ fn at(sequence: u64) -> Position {
 async fn killed_at_any_time_it_goes_on_and_doubles_nothing() {
     let Some(broker) = Broker::start().await else { return };
     let data = tempfile::tempdir().unwrap();
-    let mut first = Processor::start(&broker, data.path(), &["--seal-interval-s", "3600"]).await;
-    first.ready().await;
-    broker.control(&Control::Enrol { hosts: vec![] }).await;
-    broker.inventory().await;
+    let mut first = Processor::placing(&broker, data.path(), &["--seal-interval-s", "3600"]).await;
     let feed = broker.feed(1);
     let windows = first.tail("gpu_windows_10s", 0, GPUS).await;
     assert_eq!(windows.len(), windows.iter().collect::<BTreeSet<_>>().len(), "no row comes twice");
@@ -68,10 +65,7 @@ async fn killed_at_any_time_it_goes_on_and_doubles_nothing() {
 async fn a_log_that_lost_the_last_record_folded_is_read_on() {
     let Some(broker) = Broker::start().await else { return };
     let data = tempfile::tempdir().unwrap();
-    let mut first = Processor::start(&broker, data.path(), &[]).await;
-    first.ready().await;
-    broker.control(&Control::Enrol { hosts: vec![] }).await;
-    broker.inventory().await;
+    let mut first = Processor::placing(&broker, data.path(), &[]).await;
     let feed = broker.feed(1);
     first.tail("gpu_windows_10s", 0, GPUS).await;
     drop(feed);
@@ -96,10 +90,7 @@ async fn a_log_that_lost_the_last_record_folded_is_read_on() {
 async fn a_lost_or_damaged_store_is_folded_again_and_out_is_compared_not_doubled() {
     let Some(broker) = Broker::start().await else { return };
     let data = tempfile::tempdir().unwrap();
-    let mut first = Processor::start(&broker, data.path(), &[]).await;
-    first.ready().await;
-    broker.control(&Control::Enrol { hosts: vec![] }).await;
-    broker.inventory().await;
+    let mut first = Processor::placing(&broker, data.path(), &[]).await;
     let _feed = broker.feed(1);
     broker.request(&place(1)).await;
     broker.outputs_of("plimsoll.place.decided.v1", 1).await;
@@ -129,10 +120,7 @@ async fn a_recreated_log_begins_a_new_epoch_and_nothing_is_decided_or_counted_tw
     let mut first = Processor::start(&broker, one.path(), &shared).await;
     first.ready().await;
     first.becomes(true).await;
-    let mut second = Processor::start(&broker, two.path(), &shared).await;
-    second.ready().await;
-    broker.control(&Control::Enrol { hosts: vec![] }).await;
-    broker.inventory().await;
+    let mut second = Processor::placing(&broker, two.path(), &shared).await;
     let _feed = broker.feed(1);
     for number in 0..3 {
         broker.request(&place(number)).await;
@@ -171,10 +159,7 @@ fn put_back_log(streams: &Path, copy: &Path) {
 async fn a_log_restored_from_an_old_copy_goes_on_where_both_are_the_same() {
     let Some(mut broker) = Broker::start().await else { return };
     let (data, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let mut processor = Processor::start(&broker, data.path(), &[]).await;
-    processor.ready().await;
-    broker.control(&Control::Enrol { hosts: vec![] }).await;
-    broker.inventory().await;
+    let mut processor = Processor::placing(&broker, data.path(), &[]).await;
     let feed = broker.feed(1);
     broker.request(&place(0)).await;
     broker.outputs_of("plimsoll.place.decided.v1", 1).await;
@@ -209,10 +194,7 @@ async fn what_out_tells_of_and_the_log_has_lost_stands_and_nothing_is_decided_tw
         let Some(mut broker) = Broker::start().await else { return };
         let (data, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let never: &[&str] = &["--commit-interval-s", "3600"];
-        let mut processor = Processor::start(&broker, data.path(), if commits { &[] } else { never }).await;
-        processor.ready().await;
-        broker.control(&Control::Enrol { hosts: vec![] }).await;
-        broker.inventory().await;
+        let mut processor = Processor::placing(&broker, data.path(), if commits { &[] } else { never }).await;
         let feed = broker.feed(1);
         broker.request(&place(0)).await;
         broker.outputs_of("plimsoll.place.decided.v1", 1).await;
@@ -247,10 +229,7 @@ async fn what_out_tells_of_and_the_log_has_lost_stands_and_nothing_is_decided_tw
 async fn what_out_shows_and_the_log_does_not_make_is_adopted_though_nothing_else_is_published() {
     let Some(mut broker) = Broker::start().await else { return };
     let (data, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let mut processor = Processor::start(&broker, data.path(), &["--commit-interval-s", "3600"]).await;
-    processor.ready().await;
-    broker.control(&Control::Enrol { hosts: vec![] }).await;
-    broker.inventory().await;
+    let mut processor = Processor::placing(&broker, data.path(), &["--commit-interval-s", "3600"]).await;
     let feed = broker.feed(1);
     broker.request(&place(0)).await;
     broker.outputs_of("plimsoll.place.decided.v1", 1).await;
@@ -286,10 +265,7 @@ async fn another_output_in_out_stops_the_processor_though_it_has_nothing_to_publ
 async fn what_was_committed_before_out_confirmed_it_is_compared_with_all_that_stands() {
     let Some(broker) = Broker::start().await else { return };
     let data = tempfile::tempdir().unwrap();
-    let mut first = Processor::start(&broker, data.path(), &[]).await;
-    first.ready().await;
-    broker.control(&Control::Enrol { hosts: vec![] }).await;
-    broker.inventory().await;
+    let mut first = Processor::placing(&broker, data.path(), &[]).await;
     broker.request(&place(0)).await;
     broker.request(&place(1)).await;
     broker.outputs_of("plimsoll.place.decided.v1", 2).await;
@@ -406,10 +382,7 @@ async fn a_standby_takes_over_and_a_paused_active_one_publishes_nothing_when_it_
     let mut first = Processor::start(&broker, one.path(), &[]).await;
     first.ready().await;
     first.becomes(true).await;
-    let mut second = Processor::start(&broker, two.path(), &[]).await;
-    second.ready().await;
-    broker.control(&Control::Enrol { hosts: vec![] }).await;
-    broker.inventory().await;
+    let mut second = Processor::placing(&broker, two.path(), &[]).await;
     let _feed = broker.feed(1);
     broker.request(&place(0)).await;
     broker.outputs_of("plimsoll.place.decided.v1", 1).await;
@@ -444,10 +417,7 @@ async fn out_that_lost_its_tail_gets_it_again_under_the_same_ids() {
     let Some(mut broker) = Broker::start().await else { return };
     let data = tempfile::tempdir().unwrap();
     let copy = tempfile::tempdir().unwrap();
-    let mut processor = Processor::start(&broker, data.path(), &[]).await;
-    processor.ready().await;
-    broker.control(&Control::Enrol { hosts: vec![] }).await;
-    broker.inventory().await;
+    let mut processor = Processor::placing(&broker, data.path(), &[]).await;
     let _feed = broker.feed(1);
     broker.request(&place(0)).await;
     broker.outputs_of("plimsoll.place.decided.v1", 1).await;

@@ -384,6 +384,7 @@ mod read {
                     13 => {
                         limit("columns", "columns", columns.len() + 1, COLUMNS_MAX)?;
                         limit("column", "bytes", length, ROWS_MAX * VARINT_BYTES_MAX + 32)?;
+                        limit("column", "values", count_varints(body), ROWS_MAX + 32)?;
                         columns.push(body);
                         bytes = rest;
                         continue;
@@ -406,20 +407,24 @@ mod read {
     /// Hands on the values of a column in order, each with its row; returns the field and how many there are, and nothing if this build does not
     /// know the field.
     pub(super) fn column(body: &[u8], mut set: impl FnMut(usize, Field, u64)) -> Result<Option<(Field, usize)>, FrameError> {
-        let Some((field, mut values)) = as_written(body) else {
-            limit("column", "values", count_varints(body), ROWS_MAX + 32)?;
-            let column = WireColumn::decode(body).map_err(undecodable)?;
-            let Some(field) = Field::from_number(column.field) else { return Ok(None) };
-            column.values.iter().enumerate().for_each(|(row, &value)| set(row, field, value));
-            return Ok(Some((field, column.values.len())));
+        let mut rows = 0;
+        let mut hand_on = |field: Option<Field>, value| {
+            field.into_iter().for_each(|field| set(rows, field, value));
+            rows += 1;
         };
-        let Some(field) = Field::from_number(field) else { return Ok(None) };
-        let mut row = 0;
-        while !values.is_empty() {
-            set(row, field, decode_varint(&mut values).map_err(undecodable)?);
-            row += 1;
-        }
-        Ok(Some((field, row)))
+        let field = if let Some((number, mut values)) = as_written(body) {
+            let field = Field::from_number(number);
+            while !values.is_empty() {
+                hand_on(field, decode_varint(&mut values).map_err(undecodable)?);
+            }
+            field
+        } else {
+            let column = WireColumn::decode(body).map_err(undecodable)?;
+            let field = Field::from_number(column.field);
+            column.values.into_iter().for_each(|value| hand_on(field, value));
+            field
+        };
+        Ok(field.map(|field| (field, rows)))
     }
 
     /// The number of the field and the packed values of a column that is laid out as encoders write it: one of each, in this order.

@@ -372,6 +372,15 @@ impl Processor {
         Self::start_at(&broker.url, data, flags).await
     }
 
+    /// The same, with the one host said and allowed to take placements.
+    pub async fn placing(broker: &Broker, data: &Path, flags: &[&str]) -> Self {
+        let mut processor = Self::start(broker, data, flags).await;
+        processor.ready().await;
+        broker.control(&Control::Enrol { hosts: vec![] }).await;
+        broker.inventory().await;
+        processor
+    }
+
     /// A started one that looks for its broker there.
     pub async fn start_at(broker: &str, data: &Path, flags: &[&str]) -> Self {
         std::fs::create_dir_all(data).unwrap();

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use plimsoll_schemas::control::Control;
 use serde_json::Value;
 
 use super::drill::{checkpointed, checkpoints};
@@ -11,10 +10,7 @@ use super::place;
 
 /// A processor's life with two decisions and at least two checkpoints, ended in order.
 async fn stage(broker: &Broker, data: &Path) {
-    let mut processor = Processor::start(broker, data, &["--seal-interval-s", "3", "--checkpoint-interval-s", "1"]).await;
-    processor.ready().await;
-    broker.control(&Control::Enrol { hosts: vec![] }).await;
-    broker.inventory().await;
+    let mut processor = Processor::placing(broker, data, &["--seal-interval-s", "3", "--checkpoint-interval-s", "1"]).await;
     let _feed = broker.feed(1);
     broker.request(&place(1)).await;
     processor.tail("gpu_windows_10s", 0, GPUS).await;

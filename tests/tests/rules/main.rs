@@ -1,7 +1,8 @@
-//! What holds without anything running: who may import whom, and that what is deployed is well-formed.
+//! What holds without anything running: who may import whom, that what is deployed is well-formed, and that every mutant can still be made.
 
 mod architecture;
 mod deploy;
+mod mutants;
 
 use std::path::PathBuf;
 
