@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use plimsoll_fold::rows::Encoded;
 use plimsoll_fold::{Effects, LOGIC, State};
 use plimsoll_schemas::control::{Check, Control};
 use plimsoll_schemas::ctl::Repair;
@@ -15,7 +16,6 @@ use plimsoll_schemas::id::Position;
 use plimsoll_schemas::out::Output;
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::retention;
-use plimsoll_schemas::row::PlacedRow;
 use plimsoll_store::{Sealed, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -36,9 +36,9 @@ use crate::tail::{Applied, Ask, Chunk, StatusReport, Subscribers};
 use crate::tick::Said;
 
 /// A commit is due after this many records …
-const COMMIT_RECORDS: u64 = 100_000;
+const COMMIT_RECORDS: u64 = 200_000;
 /// … or this many rows, about 64 MiB.
-const COMMIT_ROWS: usize = 100_000;
+const COMMIT_ROWS: usize = 200_000;
 /// With this many rows not yet stored the log waits.
 const UNSTORED_ROWS_MAX: usize = 400_000;
 /// With this many outputs not yet given to the publisher the log waits: about 32 MiB, and what some 3,500 hosts say when they register.
@@ -144,7 +144,7 @@ pub struct Engine {
     unstored: VecDeque<Arc<Chunk>>,
     unstored_rows: usize,
     unstored_outputs: Vec<Arc<Output>>,
-    fresh: Vec<PlacedRow>,
+    fresh: Encoded,
     quiet_periods: u32,
     committed: Position,
     /// Cancelled when a commit must not wait for OUT any more.
@@ -183,7 +183,7 @@ impl Engine {
             unstored: VecDeque::new(),
             unstored_rows: 0,
             unstored_outputs: Vec::new(),
-            fresh: Vec::new(),
+            fresh: Encoded::default(),
             quiet_periods: 0,
             committed: mark.position,
             hurry: CancellationToken::new(),
@@ -281,7 +281,7 @@ impl Engine {
         self.rows_since_seal += rows as u64;
         self.unstored_rows += rows;
         self.wires.metrics.rows.inc_by(rows as u64);
-        self.fresh.append(&mut self.effects.rows);
+        self.effects.rows.drain_into(&mut self.fresh);
         self.wires.metrics.out_seq.set(signed(self.out_seq));
         Ok(())
     }
@@ -378,7 +378,7 @@ impl Engine {
         } else if self.quiet_periods >= BEAT_PERIODS {
             self.quiet_periods = 0;
             let Applied { applied, sealed, .. } = self.applied();
-            let beat = Arc::new(Chunk { rows: Vec::new(), applied, logged_at: self.mark.logged_at, sealed });
+            let beat = Arc::new(Chunk { rows: Encoded::default(), applied, logged_at: self.mark.logged_at, sealed });
             self.subscribers.send(&beat, &self.wires.metrics);
             self.wires.metrics.show(&self.state.summary());
         }
@@ -387,7 +387,8 @@ impl Engine {
     /// Closes the rows made so far into a chunk, keeps it until it is stored and gives it to the tail.
     fn cut_chunk(&mut self) {
         let Applied { applied, sealed, .. } = self.applied();
-        let chunk = Arc::new(Chunk { rows: std::mem::take(&mut self.fresh), applied, logged_at: self.mark.logged_at, sealed });
+        let next = self.fresh.of_same_size();
+        let chunk = Arc::new(Chunk { rows: std::mem::replace(&mut self.fresh, next), applied, logged_at: self.mark.logged_at, sealed });
         self.subscribers.send(&chunk, &self.wires.metrics);
         self.unstored.push_back(chunk);
         self.wires.metrics.rows_unstored.set(self.unstored_rows as i64);
@@ -467,7 +468,7 @@ impl Engine {
         let store = self.wires.store.clone();
         let stands = stands(self.wires.acked.clone(), commit.out_seq, self.hurry.clone(), self.wires.void.clone());
         let write = move |standing| {
-            let rows = chunks.iter().flat_map(|chunk| &chunk.rows);
+            let rows = chunks.iter().flat_map(|chunk| chunk.rows.iter());
             store.commit_in_a_hurry(&commit, standing, &entries, rows, outputs.iter().map(|output| &**output))?;
             if let (Some(up_to), _) = forget {
                 store.prune_rows(up_to)?;

@@ -295,7 +295,7 @@ fn enter(restored: Restored, mark: Mark, new: &NewEpoch, adopted: &[Output]) -> 
     let mut effects = Effects::default();
     state.begin_epoch(new, &mut effects)?;
     let commit = mark.commit(&state, commit.and_then(|commit| commit.sealed));
-    store.commit(&commit, &state.take_dirty(), &effects.rows, adopted)?;
+    store.commit(&commit, &state.take_dirty(), effects.rows.encoded().iter(), adopted)?;
     Ok(Restored { store, state, mark, commit: Some(commit) })
 }
 

@@ -21,9 +21,9 @@ use crate::metrics::Metrics;
 use crate::streams::{Streams, is_gone, nanos};
 
 /// Batches that may wait for the fold.
-pub const QUEUE_BATCHES: usize = 8;
+pub const QUEUE_BATCHES: usize = 32;
 const BATCH_RECORDS: usize = 256;
-const PULL_MESSAGES: usize = 4_000;
+const PULL_MESSAGES: usize = 16_000;
 const PULL_BYTES: usize = 8 << 20;
 const PULL_EXPIRES: Duration = Duration::from_secs(20);
 const HEARTBEAT: Duration = Duration::from_secs(5);

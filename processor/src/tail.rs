@@ -21,6 +21,7 @@ use arrow_flight::{
 use bytes::Bytes;
 use futures::stream::{self, Stream};
 use plimsoll_archive::table;
+use plimsoll_fold::rows::Encoded;
 use plimsoll_fold::{LOGIC, Summary};
 use plimsoll_schemas::id::{CellId, DeviceKey, Position, TenantId};
 use plimsoll_schemas::out::Decided;
@@ -62,7 +63,7 @@ const SAMPLES: &str = "samples";
 #[derive(Debug)]
 pub struct Chunk {
     /// The rows.
-    pub rows: Vec<PlacedRow>,
+    pub rows: Encoded,
     /// Every row up to here is in this chunk or an earlier one.
     pub applied: Position,
     /// Log time of that position.
@@ -285,7 +286,7 @@ impl Tail {
         let mut sent = Instant::now();
         while let Some(chunk) = live.recv().await {
             queued_rows.fetch_sub(chunk.rows.len(), Ordering::Relaxed);
-            if sent.elapsed() < QUIET && !chunk.rows.iter().any(|row| row.row.table() == table) {
+            if sent.elapsed() < QUIET && !chunk.rows.iter().any(|row| row.table == table) {
                 at = at.max(chunk.applied);
                 continue;
             }
@@ -332,8 +333,8 @@ impl Outgoing {
     async fn send_chunk(&self, chunk: &Chunk, at: Position) -> Result<Position, Status> {
         let mut applied = Applied { applied: at, logged_at_ns: chunk.logged_at.0, sealed: chunk.sealed };
         let mut cut = Cut::new(at);
-        for row in chunk.rows.iter().filter(|row| row.row.table() == self.table && row.position > at) {
-            if let Some((rows, at)) = cut.add(row.clone()) {
+        for row in chunk.rows.iter().filter(|row| row.table == self.table && row.position > at) {
+            if let Some((rows, at)) = cut.add(row.decode().map_err(internal)?) {
                 applied.applied = at;
                 self.send_rows(&rows, &applied).await?;
             }

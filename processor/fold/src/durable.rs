@@ -35,7 +35,7 @@ use crate::{State, encode};
 /// Version of everything that is stored: the shape of state entries, rows and outputs. It grows with every change of shape; a store of
 /// an older format is set aside and rebuilt, one of a newer format is refused. What the fold *does* has a version of its own,
 /// [`crate::LOGIC`].
-pub const FORMAT: u32 = 12;
+pub const FORMAT: u32 = 13;
 /// First byte of every value.
 const VERSION: u8 = FORMAT as u8;
 

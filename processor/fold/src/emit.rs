@@ -10,13 +10,10 @@ use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 
-use crate::{Effects, encode};
+use crate::Effects;
 
 /// Second half of the hash key; the first is the hash so far.
 const HASH_KEY: u64 = 0x706c_696d_736f_6c6c;
-
-/// Room for a row as bytes; what is longer grows into it.
-const ROW_BYTES: usize = 512;
 
 /// What numbers the outputs of a cell over its whole life.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
@@ -39,7 +36,6 @@ pub(crate) struct Emit<'a> {
     out_ordinal: u32,
     chain: Chain,
     hasher: SipHasher13,
-    scratch: Vec<u8>,
     /// Rows only: what is folded stands in OUT already.
     silent: bool,
 }
@@ -51,7 +47,7 @@ impl<'a> Emit<'a> {
         hasher.write_u32(position.epoch.0);
         hasher.write_u64(position.sequence);
         hasher.write_i64(logged_at.0);
-        Self { cell, effects, position, logged_at, row_ordinal: 0, out_ordinal: 0, chain, hasher, scratch: Vec::new(), silent: false }
+        Self { cell, effects, position, logged_at, row_ordinal: 0, out_ordinal: 0, chain, hasher, silent: false }
     }
 
     /// Makes no outputs.
@@ -76,28 +72,8 @@ impl<'a> Emit<'a> {
 
     /// Appends a row.
     pub fn row(&mut self, row: Row) {
-        self.scratch.clear();
-        self.scratch.reserve(ROW_BYTES);
-        match &row {
-            // Announced facts leave absent fields out, which postcard cannot show.
-            Row::Device(_) | Row::Host(_) => serde_json::to_writer(&mut self.scratch, &row).expect("rows are plain data"),
-            Row::Window(..)
-            | Row::Request(_)
-            | Row::Decision(_)
-            | Row::Lease(_)
-            | Row::LeaseDevice(_)
-            | Row::Rejected(_)
-            | Row::DeviceEvent(_)
-            | Row::Gap(_)
-            | Row::Policy(_)
-            | Row::Alert(_)
-            | Row::HostWindow(_)
-            | Row::Episode(_) => {
-                self.scratch = encode::append(&row, std::mem::take(&mut self.scratch));
-            }
-        }
-        self.hasher.write(&self.scratch);
-        self.effects.rows.push(PlacedRow { position: self.position, ordinal: self.row_ordinal, row });
+        let bytes = self.effects.rows.push(PlacedRow { position: self.position, ordinal: self.row_ordinal, row });
+        self.hasher.write(bytes);
         self.row_ordinal += 1;
     }
 

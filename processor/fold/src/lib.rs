@@ -4,6 +4,7 @@
 
 mod clock;
 pub mod encode;
+pub mod rows;
 mod emit;
 mod timers;
 mod ranges;
@@ -54,7 +55,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use plimsoll_schemas::ctl::{Class, Repair};
 use plimsoll_schemas::id::{CellId, DeviceKey, HostId, Position, TenantId};
 use plimsoll_schemas::out::{Output, PaceCounts};
-use plimsoll_schemas::row::{PlacedRow, SampleRow, Tier};
+use plimsoll_schemas::row::{SampleRow, Tier};
 use plimsoll_schemas::settings::Thresholds;
 use plimsoll_schemas::time::LogTime;
 use serde::{Deserialize, Serialize};
@@ -73,6 +74,7 @@ use crate::policies::Policies;
 use crate::refuse::{Announcer, Limiter};
 use crate::registry::{Device, Registry, Silence};
 use crate::requests::{Bucket, Requests};
+use crate::rows::Rows;
 use crate::timers::Timers;
 use crate::view::View;
 use crate::waiting::Queue;
@@ -85,7 +87,7 @@ pub const LOGIC: u32 = 11;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Effects {
     /// Rows for SQL, in order.
-    pub rows: Vec<PlacedRow>,
+    pub rows: Rows,
     /// Outputs for OUT, in order, `out_seq` dense.
     pub outputs: Vec<Output>,
     /// What to ask agents for. A wish, not an output: it is neither kept nor numbered, and repeated until what is missing has come.

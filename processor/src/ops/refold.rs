@@ -252,7 +252,7 @@ impl Refold {
     /// Writes what was folded into the store.
     pub fn commit(&mut self) -> Result<(), Error> {
         let commit = self.mark.commit(&self.state, self.sealed);
-        self.store.commit(&commit, &self.state.take_dirty(), &self.effects.rows, &self.effects.outputs)?;
+        self.store.commit(&commit, &self.state.take_dirty(), self.effects.rows.encoded().iter(), &self.effects.outputs)?;
         self.effects = Effects::default();
         self.uncommitted = 0;
         if let Some(up_to) = self.prune.take() {

@@ -1,17 +1,14 @@
-//! Values: a byte for the encoding, then postcard; rows that carry announced facts are JSON, because those types leave absent fields out and
-//! postcard cannot tell that they are missing.
+//! Values: a byte for the encoding, then postcard. Rows have their own: [`crate::blocks`].
 
 use std::path::Path;
 
 use plimsoll_fold::encode;
 use plimsoll_schemas::id::Position;
 use plimsoll_schemas::out::Output;
-use plimsoll_schemas::row::{PlacedRow, Row};
 
-use crate::{Commit, Error, FORMAT, key};
+use crate::{Commit, Error, FORMAT};
 
 const POSTCARD: u8 = 1;
-const JSON: u8 = 2;
 
 /// A value that does not read back.
 #[derive(Debug)]
@@ -39,45 +36,6 @@ fn damaged(what: &str, detail: impl std::fmt::Display) -> Unreadable {
 
 fn postcard_of<T: serde::Serialize>(encoding: u8, value: &T) -> Vec<u8> {
     encode::append(value, vec![encoding])
-}
-
-/// A row's value, in a buffer that may have held another.
-pub fn encode_row(row: &Row, mut bytes: Vec<u8>) -> Vec<u8> {
-    bytes.clear();
-    match row {
-        Row::Device(_) | Row::Host(_) => {
-            bytes.push(JSON);
-            serde_json::to_writer(&mut bytes, row).expect("a vector grows, and plain structs always serialise");
-            bytes
-        }
-        Row::Window(..)
-        | Row::Request(_)
-        | Row::Decision(_)
-        | Row::Lease(_)
-        | Row::LeaseDevice(_)
-        | Row::Rejected(_)
-        | Row::DeviceEvent(_)
-        | Row::Gap(_)
-        | Row::Policy(_)
-        | Row::Alert(_)
-        | Row::HostWindow(_)
-        | Row::Episode(_) => {
-            bytes.push(POSTCARD);
-            encode::append(row, bytes)
-        }
-    }
-}
-
-/// The row of a key and value.
-pub fn row(key: &[u8], value: &[u8]) -> Result<PlacedRow, Unreadable> {
-    let (position, ordinal) = key::place(key).ok_or_else(|| damaged("row", format!("a key of {} bytes", key.len())))?;
-    let row = match value {
-        [POSTCARD, rest @ ..] => postcard::from_bytes(rest).map_err(|error| damaged("row", error))?,
-        [JSON, rest @ ..] => serde_json::from_slice(rest).map_err(|error| damaged("row", error))?,
-        [encoding, ..] => return Err(damaged("row", format!("encoding {encoding}"))),
-        [] => return Err(damaged("row", "no bytes")),
-    };
-    Ok(PlacedRow { position, ordinal, row })
 }
 
 /// An output's value.

@@ -1,6 +1,6 @@
 //! Keys: big-endian tuples, so that byte order is the order of places.
 //!
-//! Shapes: rows `table 1 | epoch 4 | sequence 8 | ordinal 4`, outputs `out_seq 8`.
+//! Shapes: blocks of rows `table 1 | epoch 4 | sequence 8 | ordinal 4` of their last row, outputs `out_seq 8`.
 
 use plimsoll_schemas::id::{LogEpoch, Position};
 use plimsoll_schemas::row::Table;
@@ -28,12 +28,9 @@ pub fn after(table: Table, position: Position) -> [u8; ROW_BYTES] {
     row(table, Position { epoch: position.epoch, sequence: position.sequence.saturating_add(1) }, 0)
 }
 
-/// The place in a row's key: position and ordinal; `None` if it is not one.
-pub fn place(key: &[u8]) -> Option<(Position, u32)> {
-    let key: &[u8; ROW_BYTES] = key.try_into().ok()?;
-    let epoch = LogEpoch(u32::from_be_bytes(key[1..5].try_into().ok()?));
-    let sequence = u64::from_be_bytes(key[5..13].try_into().ok()?);
-    Some((Position { epoch, sequence }, u32::from_be_bytes(key[13..].try_into().ok()?)))
+/// Behind every key of a table.
+pub fn end(table: Table) -> [u8; 1] {
+    [table as u8 + 1]
 }
 
 /// The key of a commit's mark: `mark` and its position. Behind every word that is a key beside it.

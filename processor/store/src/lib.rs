@@ -1,9 +1,10 @@
 //! The fold's checkpoint in RocksDB: state, rows and outputs with their position, in one batch. It is a cache of the log: it may be
 //! deleted at any time, and what is damaged is set aside and rebuilt. SQL never reads it.
 //!
-//! Read in this order: [`key`] (how keys are laid out), [`codec`] (how values are), `kv` (what lies below), [`Store`], [`mod@checkpoint`]
-//! (copies of it).
+//! Read in this order: [`key`] (how keys are laid out), [`codec`] (how values are), [`blocks`] (how rows are), `kv` (what lies below), [`Store`],
+//! [`mod@checkpoint`] (copies of it).
 
+pub mod blocks;
 pub mod checkpoint;
 pub mod codec;
 mod error;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use plimsoll_fold::durable::{Entry, StateTable};
+use plimsoll_fold::rows::EncodedRow;
 use plimsoll_schemas::id::{LogEpoch, Position};
 use plimsoll_schemas::out::Output;
 use plimsoll_schemas::row::{PlacedRow, Table};
@@ -24,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::Error;
 
+use blocks::{Block, Blocks, Key};
 use kv::{Kv, Memory, Rocks};
 /// The format this build reads and writes.
 pub use plimsoll_fold::durable::FORMAT;
@@ -148,7 +151,7 @@ impl Store {
         &self,
         commit: &Commit,
         entries: &[Entry],
-        rows: impl IntoIterator<Item = &'a PlacedRow>,
+        rows: impl IntoIterator<Item = EncodedRow<'a>>,
         outputs: impl IntoIterator<Item = &'a Output>,
     ) -> Result<(), Error> {
         self.commit_in_a_hurry(commit, commit.out_seq, entries, rows, outputs)
@@ -160,22 +163,23 @@ impl Store {
         commit: &Commit,
         standing: u64,
         entries: &[Entry],
-        rows: impl IntoIterator<Item = &'a PlacedRow>,
+        rows: impl IntoIterator<Item = EncodedRow<'a>>,
         outputs: impl IntoIterator<Item = &'a Output>,
     ) -> Result<(), Error> {
         let entry_bytes = |entry: &Entry| ENTRY_BYTES + entry.key.len() + entry.value.as_ref().map_or(0, Vec::len);
-        // Rows take about as much room as state.
-        let mut batch = self.kv.batch(entries.iter().map(entry_bytes).sum::<usize>() * 2);
+        let mut blocks = Blocks::default();
+        rows.into_iter().for_each(|row| blocks.add(&row));
+        let blocks = blocks.finish();
+        let block_bytes = |(key, value): &(Key, Vec<u8>)| ENTRY_BYTES + key.len() + value.len();
+        let mut batch = self.kv.batch(entries.iter().map(entry_bytes).sum::<usize>() + blocks.iter().map(block_bytes).sum::<usize>());
         for entry in entries {
             match &entry.value {
                 Some(value) => batch.put(entry.table.name(), &entry.key, value),
                 None => batch.delete(entry.table.name(), &entry.key),
             }
         }
-        let mut value = Vec::new();
-        for row in rows {
-            value = codec::encode_row(&row.row, value);
-            batch.put(ROWS, &key::row(row.row.table(), row.position, row.ordinal), &value);
+        for (key, value) in &blocks {
+            batch.put(ROWS, key, value);
         }
         for output in outputs {
             batch.put(OUTPUTS, &key::output(output.out_seq), &codec::encode_output(output));
@@ -205,11 +209,23 @@ impl Store {
 
     /// The rows of a table with `after < position <= up_to`, in order of place. The view is the moment of the call: later commits and prunes do not show.
     pub fn rows(&self, table: Table, after: Position, up_to: Position) -> impl Iterator<Item = Result<PlacedRow, Error>> {
-        let until = key::after(table, up_to.max(after)).to_vec();
-        self.kv.scan(ROWS, &key::after(table, after), Some(until)).map(|pair| {
-            let (key, value) = pair?;
-            codec::row(&key, &value).map_err(|error| error.at(&self.path))
+        let blocks = self.kv.scan(ROWS, &key::after(table, after), Some(key::end(table).to_vec()));
+        let opened = blocks.map(move |pair| Block::open(table, &pair?.1).map_err(|detail| self.no_row(&detail)));
+        let wanted = opened.take_while(move |block| block.as_ref().ok().and_then(Block::begins).is_none_or(|begins| begins <= up_to));
+        wanted.flat_map(move |block| match block {
+            Ok(block) => self.rows_of(&block, after, up_to),
+            Err(error) => vec![Err(error)],
         })
+    }
+
+    fn rows_of(&self, block: &Block, after: Position, up_to: Position) -> Vec<Result<PlacedRow, Error>> {
+        let wanted = |row: &Result<EncodedRow<'_>, String>| row.as_ref().map_or(true, |row| after < row.position && row.position <= up_to);
+        let decode = |row: Result<EncodedRow<'_>, String>| row?.decode().map_err(|error| error.to_string());
+        block.rows().filter(wanted).map(|row| decode(row).map_err(|detail| self.no_row(&detail))).collect()
+    }
+
+    fn no_row(&self, detail: &str) -> Error {
+        Error::Damaged { path: self.path.clone(), detail: format!("row: {detail}") }
     }
 
     /// The outputs kept from `out_seq` on, in order.
@@ -217,7 +233,7 @@ impl Store {
         self.kv.scan(OUTPUTS, &key::output(out_seq), None).map(|pair| codec::output(&pair?.1).map_err(|error| error.at(&self.path)))
     }
 
-    /// Forgets the rows of every table up to a position, and remembers that it did.
+    /// Forgets the rows of every table up to a position, as far as whole blocks have no others, and remembers that it did.
     pub fn prune_rows(&self, up_to: Position) -> Result<(), Error> {
         if up_to <= self.pruned()? {
             return Ok(());

@@ -2,11 +2,15 @@
 
 use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, InfoLogger, LogLevel, Options};
 
+use crate::ROWS;
+
 const BLOCK_CACHE_BYTES: usize = 64 << 20;
 const WRITE_BUFFERS_BYTES: usize = 64 << 20;
 const WRITE_BUFFER_BYTES: usize = 16 << 20;
 const WAL_BYTES: u64 = 128 << 20;
 const OPEN_FILES: i32 = 256;
+/// Files of rows that lie beside each other before they are merged.
+const ROW_FILES: i32 = 12;
 
 /// Settings of the whole database.
 pub fn database() -> Options {
@@ -32,10 +36,21 @@ pub fn reading() -> Options {
     options
 }
 
-/// The column families, all alike, sharing one block cache.
+/// The column families, sharing one block cache.
 pub fn column_families<'a>(names: impl Iterator<Item = &'a str>) -> Vec<ColumnFamilyDescriptor> {
     let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
-    names.map(|name| ColumnFamilyDescriptor::new(name, column_family(&cache))).collect()
+    let options = |name| if name == ROWS { rows(&cache) } else { column_family(&cache) };
+    names.map(|name| ColumnFamilyDescriptor::new(name, options(name))).collect()
+}
+
+/// Rows come once, compressed already, and are soon gone again, file by file: writing them anew in between would be for nothing.
+fn rows(cache: &Cache) -> Options {
+    let mut options = column_family(cache);
+    options.set_compression_type(DBCompressionType::None);
+    options.set_level_zero_file_num_compaction_trigger(ROW_FILES);
+    options.set_level_zero_slowdown_writes_trigger(ROW_FILES * 3);
+    options.set_level_zero_stop_writes_trigger(ROW_FILES * 4);
+    options
 }
 
 fn column_family(cache: &Cache) -> Options {

@@ -9,6 +9,7 @@ use plimsoll_schemas::row::{DeviceEventRow, HostRow, Row, Tier, WindowRow};
 use plimsoll_schemas::time::EventTime;
 
 use super::*;
+use plimsoll_fold::rows::Encoded;
 
 fn at(sequence: u64) -> Position {
     Position { epoch: LogEpoch(0), sequence }
@@ -52,8 +53,8 @@ fn output(out_seq: u64) -> Output {
 /// Commits `sequences`, each with one entry, two rows and one output.
 fn write(store: &Store, sequences: std::ops::RangeInclusive<u64>) {
     for sequence in sequences {
-        let rows = [event(sequence, 0), event(sequence, 1)];
-        store.commit(&commit_at(sequence), &[entry(sequence)], &rows, [&output(sequence)]).unwrap();
+        let rows: Encoded = [event(sequence, 0), event(sequence, 1)].iter().collect();
+        store.commit(&commit_at(sequence), &[entry(sequence)], rows.iter(), [&output(sequence)]).unwrap();
     }
 }
 
@@ -121,10 +122,72 @@ fn every_kind_of_row_reads_back_as_it_was() {
         lease_id: Some("l-1".to_owned()),
     };
     window.stats.util_sketch.add(55);
-    for row in [Row::Host(Box::new(host_row)), Row::Window(Tier::Minute, Box::new(window))] {
-        let key = key::row(row.table(), at(9), 4);
-        let back = codec::row(&key, &codec::encode_row(&row, Vec::new())).unwrap();
-        assert_eq!(back, PlacedRow { position: at(9), ordinal: 4, row });
+    let store = Store::in_memory();
+    let rows = [Row::Host(Box::new(host_row)), Row::Window(Tier::Minute, Box::new(window))];
+    let placed: Vec<_> = (4..).zip(rows).map(|(ordinal, row)| PlacedRow { position: at(9), ordinal, row }).collect();
+    store.commit(&commit_at(9), &[], placed.iter().collect::<Encoded>().iter(), []).unwrap();
+    for row in placed {
+        let back: Vec<_> = store.rows(row.row.table(), at(0), at(9)).map(Result::unwrap).collect();
+        assert_eq!(back, [row]);
+    }
+}
+
+/// `count` events a record, the records `sequences` in one commit.
+fn many(store: &Store, sequences: std::ops::RangeInclusive<u64>, count: u32) {
+    let last = *sequences.end();
+    let rows: Encoded = sequences.flat_map(|sequence| (0..count).map(move |ordinal| event(sequence, ordinal))).collect::<Vec<_>>().iter().collect();
+    store.commit(&commit_at(last), &[], rows.iter(), []).unwrap();
+}
+
+#[test]
+fn any_stretch_of_rows_is_found_whatever_blocks_they_lie_in() {
+    let folder = tempfile::tempdir().unwrap();
+    for store in [Store::open(folder.path()).unwrap(), Store::in_memory()] {
+        many(&store, 1..=900, 3);
+        many(&store, 901..=901, 1);
+        many(&store, 902..=1_000, 40);
+        let blocks = store.kv.scan(ROWS, &[], None).count();
+        assert!((5..60).contains(&blocks), "{blocks} blocks of 6,661 rows");
+        for (after, up_to) in [(0, 1_000), (0, 1), (1, 1), (899, 901), (900, 950), (930, 931), (950, 2_000), (1_000, 2_000), (5, 4)] {
+            let of = |sequence| if sequence <= 900 { 3 } else { [40, 1][usize::from(sequence == 901)] };
+            let expected: Vec<_> = (after + 1..=up_to.min(1_000)).flat_map(|s| (0..of(s)).map(move |ordinal| (s, ordinal))).collect();
+            assert_eq!(places(&store, after, up_to), expected, "{after} {up_to}");
+        }
+        assert_eq!(store.rows(Table::Alerts, at(0), at(1_000)).count(), 0, "of other tables there are none");
+    }
+}
+
+#[test]
+fn a_block_is_forgotten_with_its_last_row_and_never_a_row_that_was_not_to_be() {
+    let store = Store::in_memory();
+    many(&store, 1..=10_000, 1);
+    for up_to in [1, 77, 3_000, 7_777, 9_999] {
+        store.prune_rows(at(up_to)).unwrap();
+        assert_eq!(store.pruned().unwrap(), at(up_to));
+        assert_eq!(places(&store, up_to, 20_000), (up_to + 1..=10_000).map(|s| (s, 0)).collect::<Vec<_>>(), "{up_to}");
+        let kept = places(&store, 0, 20_000).len() as u64;
+        assert!(kept < 10_000 - up_to + 2_000, "pruned up to {up_to}, there are {kept}: more than a block too many");
+    }
+    store.prune_rows(at(10_000)).unwrap();
+    assert_eq!(places(&store, 0, 20_000), []);
+}
+
+#[test]
+fn what_is_no_block_is_an_error_that_says_what_is_wrong() {
+    let store = Store::in_memory();
+    many(&store, 1..=5, 2);
+    let (key, block) = store.kv.scan(ROWS, &[], None).next().unwrap().unwrap();
+    let whole = Block::open(Table::DeviceEvents, &block).unwrap();
+    assert_eq!((whole.rows().count(), whole.begins()), (10, Some(at(1))));
+    let mut bytes = lz4_flex::decompress_size_prepended(&block).unwrap();
+    bytes.truncate(bytes.len() - 3);
+    let huge = [u32::MAX.to_le_bytes().as_slice(), &block[4..]].concat();
+    for (value, says) in [(lz4_flex::compress_prepend_size(&bytes), "cut off"), (huge, "cannot hold"), (block[..block.len() / 2].to_vec(), ""), (vec![], "")] {
+        let mut batch = store.kv.batch(0);
+        batch.put(ROWS, &key, &value);
+        batch.write().unwrap();
+        let error = store.rows(Table::DeviceEvents, at(0), at(9)).find_map(Result::err).expect("it is no block");
+        assert!(matches!(&error, Error::Damaged { detail, .. } if detail.contains(says)), "{error}");
     }
 }
 

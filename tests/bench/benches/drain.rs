@@ -24,7 +24,7 @@ const HOSTS: usize = 2_000;
 const SECONDS: u64 = 60;
 const ROUNDS: usize = 3;
 /// As the processor pulls.
-const PULL_MESSAGES: usize = 4_000;
+const PULL_MESSAGES: usize = 16_000;
 const PULL_BYTES: usize = 8 << 20;
 
 #[tokio::main]

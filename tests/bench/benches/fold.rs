@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use plimsoll_bench::{BEGIN_S, frame, inventory, row, time};
+use plimsoll_fold::rows::Encoded;
 use plimsoll_fold::{Effects, State};
 use plimsoll_schemas::id::{LogEpoch, Position};
 use plimsoll_schemas::record::{Body, Record};
@@ -51,7 +52,9 @@ fn main() {
             .collect();
         sequence += HOSTS as u64;
         folding += time(|| records.iter().for_each(|record| state.step(record, &mut effects))).1;
-        unstored.push((effects.rows.drain(..).collect::<Vec<_>>(), effects.outputs.drain(..).collect::<Vec<_>>()));
+        let mut rows = Encoded::default();
+        effects.rows.drain_into(&mut rows);
+        unstored.push((rows, effects.outputs.drain(..).collect::<Vec<_>>()));
         if (second + 1) % COMMIT_S == 0 {
             let (dirty, commit) = time(|| state.take_dirty());
             row(&[

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
+use plimsoll_fold::rows::Encoded;
 use plimsoll_fold::{Effects, LOGIC, State};
 use plimsoll_processor::chain::{Broken, Chain, Do, Heard};
 use plimsoll_processor::checks::{Checks, written};
@@ -17,7 +18,6 @@ use plimsoll_schemas::control::{Check, NewEpoch, Tick};
 use plimsoll_schemas::id::{CellId, Position};
 use plimsoll_schemas::out::Output;
 use plimsoll_schemas::record::{Body, Record};
-use plimsoll_schemas::row::PlacedRow;
 use plimsoll_schemas::subject::LogSubject;
 use plimsoll_store::Store;
 
@@ -75,7 +75,7 @@ pub struct Process {
     asked: VecDeque<Do>,
     answers: VecDeque<Answer>,
     said: VecDeque<Check>,
-    rows: Vec<PlacedRow>,
+    rows: Encoded,
     outputs: Vec<Arc<Output>>,
     causes: Vec<Cause>,
     out_seq: u64,
@@ -176,7 +176,7 @@ impl Replica {
             asked: VecDeque::new(),
             answers: VecDeque::new(),
             said: VecDeque::new(),
-            rows: Vec::new(),
+            rows: Encoded::default(),
             outputs: Vec::new(),
             causes: Vec::new(),
             out_seq,
@@ -264,7 +264,7 @@ impl Replica {
         let mark = Mark { position, created_at_ns: log.created_at_ns, message_hash: at_mark, logged_at: mark.logged_at };
         let commit = mark.commit(&state, None);
         let adopted = standing(out, mark.position, known + 1, new.out_seq);
-        self.disk.commit(&commit, &state.take_dirty(), &effects.rows, &adopted)?;
+        self.disk.commit(&commit, &state.take_dirty(), effects.rows.encoded().iter(), &adopted)?;
         self.lineage.push(Cause::Epoch(new.clone()));
         Ok(())
     }
@@ -287,7 +287,7 @@ impl Replica {
         let (rows, outputs) = (std::mem::take(&mut process.rows), std::mem::take(&mut process.outputs));
         let causes = std::mem::take(&mut process.causes);
         let standing = process.chain.standing();
-        let written = self.disk.commit_in_a_hurry(&commit, standing, &entries, &rows, outputs.iter().map(|output| &**output));
+        let written = self.disk.commit_in_a_hurry(&commit, standing, &entries, rows.iter(), outputs.iter().map(|output| &**output));
         if self.disk.last_commit().ok().flatten().is_some_and(|found| found.position == commit.position) {
             self.lineage.extend(causes);
         }
@@ -378,7 +378,7 @@ impl Process {
     fn step(&mut self, record: &Record) -> Result<()> {
         let mut effects = Effects::default();
         self.state.step(record, &mut effects);
-        self.rows.append(&mut effects.rows);
+        effects.rows.drain_into(&mut self.rows);
         for output in effects.outputs {
             ensure!(output.out_seq == self.out_seq + 1, "output {} after {}", output.out_seq, self.out_seq);
             self.out_seq = output.out_seq;
