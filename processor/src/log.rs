@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::follow::{Admitted, Arrived, Follow, Mark, Replaced, Shape, Stored};
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::streams::{Streams, is_gone, nanos};
+use crate::streams::{Link, Streams, is_gone, nanos};
 
 /// Batches that may wait for the fold.
 pub const QUEUE_BATCHES: usize = 32;
@@ -104,8 +104,8 @@ impl Reader {
 
     /// Reads with one consumer until that is interrupted.
     async fn read(&mut self, queue: &mpsc::Sender<Batch>) -> Interrupted {
-        let mut connections = self.streams.connections.clone();
-        connections.mark_unchanged();
+        let mut link = self.streams.link.clone();
+        let made = link.borrow_and_update().made;
         let mut messages = match self.subscribe().await {
             Ok(messages) => messages,
             Err(interrupted) => return interrupted,
@@ -115,7 +115,13 @@ impl Reader {
         loop {
             let chunk = tokio::select! {
                 chunk = messages.next() => chunk,
-                () = reconnected(&mut connections) => return Interrupted::Retry("the connection was made again".to_owned()),
+                link = changed(&mut link) => {
+                    if link.made != made {
+                        return Interrupted::Retry("the connection was made again".to_owned());
+                    }
+                    self.health.consumer_bound(link.stands);
+                    continue;
+                }
             };
             let Some(chunk) = chunk else { return Interrupted::Retry("the consumer ended".to_owned()) };
             let (batch, trouble) = self.take(chunk);
@@ -243,9 +249,10 @@ impl Reader {
     }
 }
 
-async fn reconnected(connections: &mut watch::Receiver<u64>) {
+async fn changed(link: &mut watch::Receiver<Link>) -> Link {
     // The sender lives in the connection's callback; if it is gone there is nothing left to hear of.
-    if connections.changed().await.is_err() {
+    if link.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
+    *link.borrow_and_update()
 }

@@ -31,8 +31,17 @@ pub struct Streams {
     pub log: Stream,
     /// The outputs.
     pub out: Stream,
-    /// Changes each time the connection is made again.
-    pub connections: watch::Receiver<u64>,
+    /// Changes each time the connection is lost or made again.
+    pub link: watch::Receiver<Link>,
+}
+
+/// The connection, as far as it is known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Link {
+    /// How often it was made.
+    pub made: u64,
+    /// Whether it stands.
+    pub stands: bool,
 }
 
 impl Streams {
@@ -56,7 +65,7 @@ pub fn is_gone(error: &InfoError) -> bool {
 
 /// Connects, refuses an old server, and creates or checks both streams.
 pub async fn open(config: &Config) -> Result<Streams, Error> {
-    let (sender, connections) = watch::channel(0u64);
+    let (sender, link) = watch::channel(Link::default());
     let client = connect(&config.nats, &config.replica(), sender).await?;
     let info = client.server_info();
     subject::check_nats_version(&info.version)?;
@@ -66,12 +75,12 @@ pub async fn open(config: &Config) -> Result<Streams, Error> {
     let context = ContextBuilder::new().timeout(ANSWER_TIMEOUT).build(client);
     let log = ensure(&context, &subject::log_stream(&config.cell, config.log_bytes_max), config.stream_replicas).await?;
     let out = ensure(&context, &subject::out_stream(&config.cell, config.out_bytes_max), config.stream_replicas).await?;
-    Ok(Streams { context, log, out, connections })
+    Ok(Streams { context, log, out, link })
 }
 
 /// Connects to the streams of a cell as they are. Errors if one is missing: nothing is created.
 pub async fn attach(url: &str, cell: &CellId, name: &str) -> Result<Streams, Error> {
-    let (sender, connections) = watch::channel(0u64);
+    let (sender, link) = watch::channel(Link::default());
     let client = connect(url, name, sender).await?;
     subject::check_nats_version(&client.server_info().version)?;
     let context = ContextBuilder::new().timeout(ANSWER_TIMEOUT).build(client);
@@ -80,11 +89,11 @@ pub async fn attach(url: &str, cell: &CellId, name: &str) -> Result<Streams, Err
         found.map_err(|error| Error::Stream { stream: settings.name, what: "looking it up", detail: error.to_string() })
     };
     let (log, out) = (existing(subject::log_stream(cell, 0)).await?, existing(subject::out_stream(cell, 0)).await?);
-    Ok(Streams { context, log, out, connections })
+    Ok(Streams { context, log, out, link })
 }
 
-async fn connect(url: &str, name: &str, connections: watch::Sender<u64>) -> Result<async_nats::Client, Error> {
-    let connections = std::sync::Arc::new(connections);
+async fn connect(url: &str, name: &str, link: watch::Sender<Link>) -> Result<async_nats::Client, Error> {
+    let link = std::sync::Arc::new(link);
     let seed = AtomicU64::new(u64::from(std::process::id()));
     let options = ConnectOptions::new()
         .name(format!("plimsoll-processor {name}"))
@@ -92,14 +101,16 @@ async fn connect(url: &str, name: &str, connections: watch::Sender<u64>) -> Resu
         .connection_timeout(CONNECT_TIMEOUT)
         .reconnect_delay_callback(move |attempts| reconnect_delay(attempts, &seed))
         .event_callback(move |event| {
-            let connections = connections.clone();
+            let link = link.clone();
             async move {
                 match event {
-                    Event::Connected => connections.send_modify(|count| *count += 1),
+                    Event::Connected => link.send_modify(|link| *link = Link { made: link.made + 1, stands: true }),
                     Event::Closed | Event::Draining | Event::LameDuckMode => tracing::info!(%event, "nats connection"),
-                    Event::Disconnected | Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) => {
+                    Event::Disconnected => {
                         tracing::warn!(%event, "nats connection");
+                        link.send_modify(|link| link.stands = false);
                     }
+                    Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) => tracing::warn!(%event, "nats connection"),
                 }
             }
         });

@@ -24,6 +24,7 @@ use crate::surplus::Surplus;
 pub const QUEUE_SAID: usize = 64;
 /// How often to look whether a tick is due.
 const BEAT: Duration = Duration::from_millis(250);
+/// How long the broker may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// What the loop tells the ticker.
@@ -123,9 +124,10 @@ impl Ticker {
             Ok(Err(error)) if is_refusal(&error) => {
                 self.metrics.ticks_refused.inc();
                 let before = self.role.active().unwrap_or_default();
-                match newest(&self.streams, &self.cell, before).await {
-                    Ok(newest) => self.role.refused(newest, self.began.elapsed()),
-                    Err(_) => self.role.unanswered(),
+                // The broker may end before it answers; waiting for long would keep the role from a standby that is needed.
+                match tokio::time::timeout(ANSWER_MAX, newest(&self.streams, &self.cell, before)).await {
+                    Ok(Ok(newest)) => self.role.refused(newest, self.began.elapsed()),
+                    Ok(Err(_)) | Err(_) => self.role.unanswered(),
                 }
             }
             Ok(Err(_)) | Err(_) => {

@@ -1,7 +1,7 @@
 //! Catching up: frames per second out of a filled LOG, by a whole processor with an empty store (read, decode, fold, publish, commit), and
 //! beside it by a consumer that only counts messages. The LOG is filled in real time, by hosts of 8 GPUs at 1 Hz, in a nats-server of its own.
 //!
-//! `cargo bench -p plimsoll-bench --bench drain -- 120` fills for another number of seconds.
+//! `cargo bench -p plimsoll-bench --bench drain -- 240` fills for another number of seconds.
 #![expect(clippy::disallowed_methods, clippy::print_stdout, reason = "a benchmark reads the clock and says why it did nothing")]
 
 use std::path::Path;
@@ -21,7 +21,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const HOSTS: usize = 2_000;
-const SECONDS: u64 = 60;
+const SECONDS: u64 = 120;
 const ROUNDS: usize = 3;
 /// As the processor pulls.
 const PULL_MESSAGES: usize = 16_000;
