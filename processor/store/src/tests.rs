@@ -182,7 +182,9 @@ fn what_is_no_block_is_an_error_that_says_what_is_wrong() {
     let mut bytes = lz4_flex::decompress_size_prepended(&block).unwrap();
     bytes.truncate(bytes.len() - 3);
     let huge = [u32::MAX.to_le_bytes().as_slice(), &block[4..]].concat();
-    for (value, says) in [(lz4_flex::compress_prepend_size(&bytes), "cut off"), (huge, "cannot hold"), (block[..block.len() / 2].to_vec(), ""), (vec![], "")] {
+    for (value, says) in
+        [(lz4_flex::compress_prepend_size(&bytes), "cut off"), (huge, "cannot hold"), (block[..block.len() / 2].to_vec(), ""), (vec![], "")]
+    {
         let mut batch = store.kv.batch(0);
         batch.put(ROWS, &key, &value);
         batch.write().unwrap();
