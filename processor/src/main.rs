@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 /// Rows and state are many small allocations: the C library's allocator took a quarter of the fold's time. With mimalloc's feature `override`
 /// RocksDB allocates here as well: before, its buffers stayed in an arena of their own for every thread that had ever written a commit.
 /// Huge pages are off (`no_thp`): in a new process each is cleared whole where a few bytes of it are wanted, and catching up is what a new
-/// process does first. They cost a third of its rate, and gain the fold a twentieth later.
+/// process does first.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

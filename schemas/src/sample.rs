@@ -131,16 +131,6 @@ impl Sample {
         self.columns[field.index()] = wire;
     }
 
-    /// Every field as it stands on the wire, in the order of [`Field::ALL`].
-    pub fn wires(&self) -> &[u64; Field::COUNT] {
-        &self.columns
-    }
-
-    /// The sample of which [`Sample::wires`] gave this.
-    pub fn from_wires(columns: [u64; Field::COUNT]) -> Self {
-        Self { columns }
-    }
-
     /// Whether no field is known.
     #[inline]
     pub fn is_empty(&self) -> bool {

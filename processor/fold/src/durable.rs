@@ -25,8 +25,8 @@ use std::hash::Hasher;
 
 use crate::alerts::Subject;
 use crate::ranges::{Entry as RangesEntry, Ranges};
-use crate::registry::{Device, Facts, Host, LatePane, Pulse};
-use crate::ring::Kept;
+use crate::registry::{Device, Facts, Host, LatePane, Pulse, Recent};
+use crate::ring::Order;
 use crate::timers::Timer;
 use crate::waiting::{Turn, Waiting, turn};
 use crate::window::Pane;
@@ -496,7 +496,7 @@ impl State {
                 }
             }
             Some(1) => {
-                let (pulse, current): (Pulse, Option<Kept>) = entry.value()?;
+                let (pulse, current): (Pulse, Option<(Order, Recent)>) = entry.value()?;
                 let device = self.device_of(entry, number)?;
                 device.pulse = pulse;
                 if let Some((order, current)) = current {

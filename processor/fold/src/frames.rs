@@ -18,8 +18,8 @@ use crate::episodes::{Observed, Pauses};
 use crate::liveness::stale_ns;
 use crate::ranges::Seen;
 use crate::refuse::Refusal;
-use crate::registry::{Device, NO_DEVICE, Silence};
-use crate::ring::{Pushed, Recent};
+use crate::registry::{Device, NO_DEVICE, Recent, Silence};
+use crate::ring::Pushed;
 use crate::skew::is_fresh;
 use crate::window::{Arrival, PANE_NS};
 
@@ -89,10 +89,7 @@ impl State {
                 *number = NO_DEVICE;
             }
         }
-        let all = || devices.iter().filter_map(|&number| self.registry.devices.get(number as usize));
-        all().for_each(Device::warm);
-        // Where their rings are has come by now.
-        all().for_each(|device| device.recent.warm());
+        devices.iter().filter_map(|&number| self.registry.devices.get(number as usize)).for_each(Device::warm);
         self.fold_samples(host, frame, &devices, emit);
         self.scratch = devices;
         self.close_due(host, emit);

@@ -74,7 +74,6 @@ use crate::policies::Policies;
 use crate::refuse::{Announcer, Limiter};
 use crate::registry::{Device, Registry, Silence};
 use crate::requests::{Bucket, Requests};
-use crate::ring::Kept;
 use crate::rows::Rows;
 use crate::timers::Timers;
 use crate::view::View;
@@ -346,11 +345,10 @@ impl State {
         let mut rows = Vec::new();
         for &number in &numbers {
             let device = &self.registry.devices[number as usize];
-            let mut newest: Vec<Kept> = device.recent.newest_first().take(each.min(limit - rows.len())).collect();
-            newest.reverse();
+            let skip = device.recent.len().saturating_sub(each.min(limit - rows.len()));
             let host = &self.registry.hosts[device.facts.host as usize].id;
             let lease = self.holding(device).next().and_then(|r| self.leases.by_fence.get(&r.fence));
-            rows.extend(newest.into_iter().map(|((at, _, sequence), recent)| SampleRow {
+            rows.extend(device.recent.iter().skip(skip).map(|&((at, _, sequence), recent)| SampleRow {
                 sampled_at: at,
                 device_key: device.facts.key,
                 host: host.clone(),

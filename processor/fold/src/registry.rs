@@ -211,6 +211,13 @@ pub(crate) struct Pulse {
     pub load: Option<DeviceLoad>,
 }
 
+/// A sample of the recent ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Recent {
+    pub logged_at: LogTime,
+    pub sample: Sample,
+}
+
 /// A late part of a window that had closed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct LatePane {
@@ -271,7 +278,7 @@ pub(crate) struct Device {
     pub touched: bool,
     pub pulse: Pulse,
     /// Its newest samples; all but the newest are memory only.
-    pub recent: Ring,
+    pub recent: Ring<Recent>,
     /// Open 10 s panes by start; seldom more than two, which lie here and not elsewhere: every sample changes one.
     pub open: SmallVec<[Pane; 2]>,
     pub facts: Facts,
@@ -318,7 +325,9 @@ impl Device {
                 stats.received,
             )
         });
-        black_box((of_pane, self.recent.is_empty(), self.pulse.heard_ns, self.pulse.sessions.spread(), self.glance.silence, self.listed));
+        // The place of the oldest sample is where the next one goes.
+        let oldest = self.recent.oldest().map(|&((at, ..), _)| at);
+        black_box((of_pane, oldest, self.pulse.heard_ns, self.pulse.sessions.spread(), self.glance.silence, self.listed));
     }
 
     /// What a sample asks of the facts.
@@ -344,8 +353,8 @@ impl Device {
     }
 
     /// Its newest sample.
-    pub fn current(&self) -> Option<Sample> {
-        self.recent.current().map(|(_, recent)| recent.sample)
+    pub fn current(&self) -> Option<&Sample> {
+        self.recent.current().map(|(_, recent)| &recent.sample)
     }
 
     pub fn uuid(&self) -> &GpuUuid {

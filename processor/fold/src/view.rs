@@ -178,7 +178,7 @@ impl State {
     fn see_gpu(&self, seen: &mut Candidate, host: &registry::Host, assume: &Assume) -> i64 {
         let device = &self.registry.devices[seen.number as usize];
         let (facts, live_ns) = (&device.facts, self.clock.live_ns);
-        let sample = device.current().unwrap_or_default();
+        let sample = device.current().copied().unwrap_or_default();
         seen.memory_total_bytes = facts.gpu.memory_total_bytes.or(sample.memory_total_bytes());
         seen.util_percent = sample.util_percent();
         seen.temperature_mk = sample.temperature_mk();

@@ -8,9 +8,9 @@ use plimsoll_schemas::out::Outcome;
 use plimsoll_schemas::reading::{Number, Reading};
 use plimsoll_schemas::reason::Reason;
 use plimsoll_schemas::request::{Bundle, Place};
-use plimsoll_schemas::sample::{Field, Sample, ZERO_CELSIUS_MK};
+use plimsoll_schemas::sample::{Field, ZERO_CELSIUS_MK};
 use plimsoll_schemas::settings::Thresholds;
-use plimsoll_schemas::time::{EventTime, LogTime, NS_PER_S};
+use plimsoll_schemas::time::{EventTime, NS_PER_S};
 use plimsoll_schemas::validate::{self, Context, FUTURE_MS_AGENT, Registered};
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ use crate::placement::reputation::{DECAY_BP, Reputation};
 use crate::placement::score::{self, Inputs};
 use crate::placement::shards::spread;
 use crate::placement::{Refused, Settings, lease, select, vram};
-use crate::ring::{Kept, Pushed, RECENT, Recent, Ring};
+use crate::ring::{Pushed, RECENT, Ring};
 use crate::thermal;
 
 /// The clock that samples are judged by: 2027-01-15T08:00:00Z.
@@ -398,20 +398,19 @@ fn history_ring(input: Input<'_>) -> Result<Value, String> {
     let scale = if numbers.iter().all(|&value| whole(value).is_some()) { 1 } else { MICRO };
     let mut ring = Ring::new(capacity);
     let (mut dropped, mut duplicate) = (0, 0);
-    for (sequence, &value) in (1..).zip(&numbers) {
+    for (sequence, (&value, given)) in (1..).zip(numbers.iter().zip(timestamps)) {
         let at = weight(value, scale).map(EventTime).ok_or_else(|| format!("timestamp {value} is beyond 64 bits"))?;
-        match ring.push((at, 1, sequence), Recent { logged_at: LogTime(0), sample: Sample::default() }) {
+        match ring.push((at, 1, sequence), given) {
             Pushed::Newest | Pushed::Late => {}
             Pushed::TooOld => dropped += 1,
             Pushed::Duplicate => duplicate += 1,
         }
     }
-    let given = |((_, _, sequence), _): Kept| &timestamps[sequence as usize - 1];
     Ok(json!({
         "len": ring.len(),
-        "first": ring.newest_first().last().map(given),
-        "last": ring.current().map(given),
-        "current": ring.current().map(given),
+        "first": ring.iter().next().map(|(_, given)| given),
+        "last": ring.current().map(|(_, given)| given),
+        "current": ring.current().map(|(_, given)| given),
         "late_counted": ring.late(),
         "late_dropped": dropped,
         "duplicate": duplicate,
