@@ -266,8 +266,9 @@ impl Glance {
     }
 }
 
-/// A registered GPU. What every sample touches comes first.
+/// A registered GPU. What every sample touches comes first, and stays there: it is laid out as it is written.
 #[derive(Debug, Clone)]
+#[repr(C, align(64))]
 pub(crate) struct Device {
     /// What it was when somebody looked last.
     pub glance: Glance,
