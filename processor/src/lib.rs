@@ -235,7 +235,7 @@ fn connect(
     stop: &CancellationToken,
 ) {
     let Opened { store, start, reader, publisher, acked, ticker, active, surplus, sealer, checkpointer, streams, health, metrics } = opened;
-    let (log_sender, log) = mpsc::channel(log::QUEUE_BATCHES);
+    let (log_sender, log) = log::queue();
     let (out, outputs) = mpsc::channel(out::QUEUE_OUTPUTS);
     let (seals, orders) = mpsc::channel(1);
     let (said, to_say) = mpsc::channel(tick::QUEUE_SAID);

@@ -2,6 +2,7 @@
 //!
 //! What comes next, and whether it still is the same log, says [`crate::follow`]; here is only the I/O.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull::{Config as PullConfig, MessagesError};
@@ -10,8 +11,8 @@ use async_nats::jetstream::message::{Message, StreamMessage};
 use async_nats::jetstream::stream::{Info, InfoError, RawMessageErrorKind};
 use futures::StreamExt;
 use plimsoll_schemas::id::{CellId, Position};
-use plimsoll_schemas::record::Record;
-use tokio::sync::{mpsc, watch};
+use plimsoll_schemas::record::{Body, Record};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
@@ -20,9 +21,13 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::streams::{Link, Streams, is_gone, nanos};
 
-/// Batches that may wait for the fold.
-pub const QUEUE_BATCHES: usize = 32;
+/// Batches that may wait for the fold …
+const QUEUE_BATCHES: usize = 32;
+/// … and the memory that they may take.
+const QUEUE_BYTES: usize = 64 << 20;
 const BATCH_RECORDS: usize = 256;
+/// A batch that takes more memory than this is complete.
+const BATCH_BYTES: usize = 4 << 20;
 const PULL_MESSAGES: usize = 16_000;
 const PULL_BYTES: usize = 8 << 20;
 const PULL_EXPIRES: Duration = Duration::from_secs(20);
@@ -38,6 +43,56 @@ pub struct Batch {
     pub records: Vec<Record>,
     /// Where that leaves the reader.
     pub mark: Mark,
+    /// What they take of the queue's memory, until they have been folded.
+    _room: OwnedSemaphorePermit,
+}
+
+/// Where batches wait for the fold. Bounded by count and by memory: a frame of the most rows is a thousand times as large as a usual one.
+#[derive(Debug)]
+pub struct Queue {
+    batches: mpsc::Sender<Batch>,
+    room: Arc<Semaphore>,
+}
+
+/// Nobody takes batches any more.
+struct Closed;
+
+/// A queue, and where the fold takes batches from.
+pub fn queue() -> (Queue, mpsc::Receiver<Batch>) {
+    let (batches, taken) = mpsc::channel(QUEUE_BATCHES);
+    (Queue { batches, room: Arc::new(Semaphore::new(QUEUE_BYTES)) }, taken)
+}
+
+impl Queue {
+    /// Waits until there is room. Records that are larger than the whole queue wait until it is empty.
+    async fn send(&self, Taken { records, mark, bytes }: Taken) -> Result<(), Closed> {
+        let bytes = bytes.min(QUEUE_BYTES) as u32;
+        let _room = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| Closed)?;
+        self.batches.send(Batch { records, mark, _room }).await.map_err(|_| Closed)
+    }
+
+    /// Batches that wait.
+    fn batches(&self) -> usize {
+        self.batches.max_capacity() - self.batches.capacity()
+    }
+
+    /// The memory that they and the one being folded take, bytes.
+    fn bytes(&self) -> usize {
+        QUEUE_BYTES - self.room.available_permits()
+    }
+}
+
+/// What was taken of what the consumer delivered.
+struct Taken {
+    records: Vec<Record>,
+    mark: Mark,
+    bytes: usize,
+}
+
+/// The memory that a record takes, about: its text and lists are as long as on the wire, and a frame's columns become samples.
+fn memory(record: &Record, payload: usize) -> usize {
+    let samples = if let Body::Frame(frame) = &record.body { size_of_val(&*frame.samples) } else { 0 };
+    size_of::<Record>() + payload + samples
 }
 
 /// Reads the log of a cell into a queue.
@@ -77,7 +132,7 @@ impl Reader {
     }
 
     /// Reads until `stop`, the queue closes, or the log turns out to be another one.
-    pub async fn run(mut self, queue: mpsc::Sender<Batch>, stop: CancellationToken) -> Result<(), Error> {
+    pub async fn run(mut self, queue: Queue, stop: CancellationToken) -> Result<(), Error> {
         let mut wait = RETRY_MIN;
         loop {
             let before = self.follow.mark().position;
@@ -103,7 +158,7 @@ impl Reader {
     }
 
     /// Reads with one consumer until that is interrupted.
-    async fn read(&mut self, queue: &mpsc::Sender<Batch>) -> Interrupted {
+    async fn read(&mut self, queue: &Queue) -> Interrupted {
         let mut link = self.streams.link.clone();
         let made = link.borrow_and_update().made;
         let mut messages = match self.subscribe().await {
@@ -124,13 +179,17 @@ impl Reader {
                 }
             };
             let Some(chunk) = chunk else { return Interrupted::Retry("the consumer ended".to_owned()) };
-            let (batch, trouble) = self.take(chunk);
-            if !batch.records.is_empty() && queue.send(batch).await.is_err() {
-                return Interrupted::Done;
-            }
-            self.metrics.log_queue.set((queue.max_capacity() - queue.capacity()) as i64);
-            if let Some(detail) = trouble {
-                return Interrupted::Retry(detail);
+            let mut chunk = chunk.into_iter();
+            while chunk.len() > 0 {
+                let (taken, trouble) = self.take(&mut chunk);
+                if !taken.records.is_empty() && queue.send(taken).await.is_err() {
+                    return Interrupted::Done;
+                }
+                self.metrics.log_queue.set(queue.batches() as i64);
+                self.metrics.log_queue_bytes.set(queue.bytes() as i64);
+                if let Some(detail) = trouble {
+                    return Interrupted::Retry(detail);
+                }
             }
         }
     }
@@ -160,14 +219,17 @@ impl Reader {
         Ok(messages.ready_chunks(BATCH_RECORDS))
     }
 
-    /// Takes what follows the own position. Stops taking where the consumer has lost something.
-    fn take(&mut self, chunk: Vec<Result<Message, MessagesError>>) -> (Batch, Option<String>) {
-        let mut records = Vec::with_capacity(chunk.len());
+    /// Takes what follows the own position, as much as makes a batch. Stops taking where the consumer has lost something.
+    fn take(&mut self, chunk: &mut impl ExactSizeIterator<Item = Result<Message, MessagesError>>) -> (Taken, Option<String>) {
+        let (mut records, mut bytes) = (Vec::with_capacity(chunk.len()), 0);
         let mut last = None;
         let mut trouble = None;
-        for message in chunk {
+        while bytes < BATCH_BYTES
+            && let Some(message) = chunk.next()
+        {
             match message.map_err(|error| error.to_string()).and_then(|message| Ok((self.admit(&message)?, message))) {
                 Ok((Some((at_ns, record)), message)) => {
+                    bytes += memory(&record, message.payload.len());
                     records.push(record);
                     last = Some((at_ns, message));
                 }
@@ -181,7 +243,7 @@ impl Reader {
         if let Some((at_ns, message)) = last {
             self.follow.remember(Stored { at_ns, subject: &message.subject, payload: &message.payload });
         }
-        (Batch { records, mark: self.follow.mark() }, trouble)
+        (Taken { records, mark: self.follow.mark(), bytes }, trouble)
     }
 
     /// The record and when the broker stored it, ns UTC; none where it was delivered before.
@@ -255,4 +317,60 @@ async fn changed(link: &mut watch::Receiver<Link>) -> Link {
         std::future::pending::<()>().await;
     }
     *link.borrow_and_update()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+    use plimsoll_schemas::frame::{Frame, Tick};
+    use plimsoll_schemas::id::{LogEpoch, Slot};
+    use plimsoll_schemas::sample::{Field, Sample};
+    use plimsoll_schemas::time::{EventTime, LogTime};
+
+    fn taken(bytes: usize) -> Taken {
+        Taken { records: Vec::new(), mark: Mark::start(), bytes }
+    }
+
+    #[test]
+    fn what_waits_for_the_fold_is_bounded_by_its_memory_until_it_was_folded() {
+        let (queue, mut batches) = queue();
+        let sends = |bytes: usize| queue.send(taken(bytes)).now_or_never().map(|sent| sent.is_ok());
+        assert_eq!([sends(QUEUE_BYTES / 2), sends(QUEUE_BYTES / 2)], [Some(true); 2]);
+        assert_eq!((queue.batches(), queue.bytes()), (2, QUEUE_BYTES));
+        assert_eq!(sends(1), None, "there is no room");
+        let batch = batches.try_recv().expect("two wait");
+        assert_eq!((queue.batches(), queue.bytes()), (1, QUEUE_BYTES), "it is being folded");
+        assert_eq!(sends(1), None);
+        drop(batch);
+        assert_eq!(queue.bytes(), QUEUE_BYTES / 2);
+        assert_eq!(sends(usize::MAX), None, "what is larger than the queue waits until it is empty");
+        drop(batches.try_recv());
+        assert_eq!(sends(usize::MAX), Some(true));
+        drop(batches);
+        assert_eq!(sends(0), Some(false), "nobody takes it");
+    }
+
+    #[test]
+    fn a_frame_takes_the_memory_of_its_samples_however_short_it_was() {
+        let (gpus, ticks) = (128, 128);
+        let frame = Frame {
+            host: "a".parse().expect("a token"),
+            epoch: 1,
+            sequence: 1,
+            boot_id: None,
+            inventory_revision: 1,
+            interval_ms: 1_000,
+            backfill: false,
+            slots: (0..gpus).map(Slot).collect(),
+            ticks: (0..ticks).map(|tick| Tick { sampled_at: EventTime(tick), held_ms: 0 }).collect(),
+            samples: vec![Sample::default().with(Field::UtilPercent, 1); gpus as usize * ticks as usize],
+            rejected: Vec::new(),
+            rejected_more: 0,
+        };
+        let payload = frame.encode().len();
+        let record = Record { position: Position { epoch: LogEpoch(0), sequence: 1 }, logged_at: LogTime(0), body: Body::Frame(Box::new(frame)) };
+        assert!(payload < 32 << 10, "{payload}");
+        assert!((2 << 20..3 << 20).contains(&memory(&record, payload)));
+    }
 }

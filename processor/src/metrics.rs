@@ -41,6 +41,8 @@ pub struct Metrics {
     pub lag: Gauge,
     /// Batches waiting between the reader and the fold.
     pub log_queue: Gauge,
+    /// Memory that they and the one being folded take, about.
+    pub log_queue_bytes: Gauge,
     /// Times the consumer was created anew.
     pub consumer_restarts: Counter,
     /// Sequences of the log that were gone before they could be read.
@@ -182,6 +184,7 @@ impl Metrics {
         all.register("position", "Sequence of the last record folded", self.position.clone());
         all.register("lag_records", "Records between the last one folded and the end of the log", self.lag.clone());
         all.register("log_queue_batches", "Batches read and not yet folded", self.log_queue.clone());
+        all.register_with_unit("log_queue", "Memory of these batches and of the one being folded", Unit::Bytes, self.log_queue_bytes.clone());
         all.register("consumer_restarts", "Times the log's consumer was created anew", self.consumer_restarts.clone());
         all.register("log_missing_records", "Sequences that were gone from the log before they could be read", self.log_missing.clone());
         all.register("log_repeated_records", "Records delivered twice and skipped", self.log_repeated.clone());

@@ -11,7 +11,6 @@ use plimsoll_schemas::out::Output;
 use plimsoll_schemas::record::{Body, Record};
 use plimsoll_schemas::row::PlacedRow;
 use plimsoll_store::{Sealed, Store};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
@@ -194,10 +193,10 @@ impl Refold {
         }
         let stop = CancellationToken::new();
         let _stop = stop.clone().drop_guard();
-        let (sender, mut batches) = mpsc::channel(log::QUEUE_BATCHES);
+        let (sender, mut batches) = log::queue();
         let reader = Reader::new(self.state.cell().clone(), streams.clone(), self.mark, Health::default(), Metrics::default());
         let reading = tokio::spawn(reader.run(sender, stop));
-        while let Some(Batch { records, mark }) = batches.recv().await {
+        while let Some(Batch { records, mark, .. }) = batches.recv().await {
             let taken = records.iter().take_while(|record| record.position.sequence <= to).count() as u64;
             for record in records.iter().take(taken as usize) {
                 if let Body::Epoch(new) = &record.body
