@@ -5,6 +5,8 @@ use std::path::Path;
 use plimsoll_fold::encode;
 use plimsoll_schemas::id::Position;
 use plimsoll_schemas::out::Output;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::{Commit, Error, FORMAT};
 
@@ -34,22 +36,26 @@ fn damaged(what: &str, detail: impl std::fmt::Display) -> Unreadable {
     Unreadable::Damaged(format!("{what}: {detail}"))
 }
 
-fn postcard_of<T: serde::Serialize>(encoding: u8, value: &T) -> Vec<u8> {
-    encode::append(value, vec![encoding])
+fn encoded<T: Serialize>(value: &T) -> Vec<u8> {
+    encode::append(value, vec![POSTCARD])
+}
+
+fn decoded<T: DeserializeOwned>(what: &str, value: &[u8]) -> Result<T, Unreadable> {
+    match value {
+        [POSTCARD, rest @ ..] => postcard::from_bytes(rest).map_err(|error| damaged(what, error)),
+        [encoding, ..] => Err(damaged(what, format!("encoding {encoding}"))),
+        [] => Err(damaged(what, "no bytes")),
+    }
 }
 
 /// An output's value.
 pub fn encode_output(output: &Output) -> Vec<u8> {
-    postcard_of(POSTCARD, output)
+    encoded(output)
 }
 
 /// The output of a value.
 pub fn output(value: &[u8]) -> Result<Output, Unreadable> {
-    match value {
-        [POSTCARD, rest @ ..] => postcard::from_bytes(rest).map_err(|error| damaged("output", error)),
-        [encoding, ..] => Err(damaged("output", format!("encoding {encoding}"))),
-        [] => Err(damaged("output", "no bytes")),
-    }
+    decoded("output", value)
 }
 
 /// The commit's value: format 4 bytes big-endian, then postcard.
@@ -68,10 +74,10 @@ pub fn commit(value: &[u8]) -> Result<Commit, Unreadable> {
 
 /// A position's value.
 pub fn encode_position(position: Position) -> Vec<u8> {
-    postcard_of(POSTCARD, &position)
+    encoded(&position)
 }
 
 /// The position of a value.
 pub fn position(value: &[u8]) -> Result<Position, Unreadable> {
-    postcard::from_bytes(value.get(1..).unwrap_or_default()).map_err(|error| damaged("position", error))
+    decoded("position", value)
 }
