@@ -1,6 +1,6 @@
 //! Reads the log from the own position on: an ephemeral, unacknowledged pull consumer, bounded by bytes and count.
 //!
-//! What comes next, and whether it still is the same log, says [`crate::follow`]; here is only the I/O.
+//! What comes next, and whether it still is the same log, says [`crate::follow`]; here are the I/O and the queue to the fold.
 
 use std::sync::Arc;
 use std::time::Duration;
